@@ -1,0 +1,333 @@
+"""The five models: cost, anchors, layout of the outputs, losses and post-processing against independent code."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection import _utils as det_utils
+from torchvision.ops import FeaturePyramidNetwork, box_iou
+
+from zoominnet.evaluation import count_gflops
+from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
+from zoominnet.models.boxes import decode_boxes, encode_boxes
+from zoominnet.models.fpn import FeaturePyramid
+from zoominnet.models.retinanet import Predictions, base_anchors, inside_ignored
+
+TABLE_3_GFLOPS = {"teacher": 213.2, "snet": 53.3, "la": 58.05, "fa-thin": 94.56, "fa": 146.09}
+
+
+def tiny(name: str, image_size: int = 64, **options: object) -> RetinaNet:
+    torch.manual_seed(0)
+    return build_model(name, "resnet18", num_classes=3, image_size=image_size, **options)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gflops_are_those_of_table_3(name: str) -> None:
+    size = 1024 if name == "teacher" else 512
+    ours, paper = count_gflops(build_model(name, image_size=size), size), TABLE_3_GFLOPS[name]
+    print(f"{name} at {size} px: {ours:.2f} GFLOPs (multiply-adds), Table 3: {paper}, {ours / paper - 1:+.2%}")
+    # The paper's counter adds biases and activations (PEERS section 0, finding 5), fvcore does not.
+    assert ours == pytest.approx(paper, rel=0.005)
+
+
+def test_base_anchors_by_hand() -> None:
+    anchors = base_anchors(8)  # side 24
+    torch.testing.assert_close(anchors[3], torch.tensor([-12.0, -12.0, 12.0, 12.0]))  # ratio 1, scale 1
+    root = math.sqrt(2)
+    torch.testing.assert_close(anchors[0], torch.tensor([-12 * root, -12 / root, 12 * root, 12 / root]))  # wide
+    torch.testing.assert_close(anchors[8, 3], torch.tensor(12 * root * 2 ** (2 / 3)))  # tall, largest
+    sides = anchors[:, 2:] - anchors[:, :2]
+    areas = torch.tensor([576.0 * 4 ** (octave / 3) for octave in range(3)]).repeat(3)
+    torch.testing.assert_close(sides.prod(dim=1), areas)
+
+
+@pytest.mark.parametrize("student", ["la", "fa", "fa-thin"])
+def test_aligned_students_have_the_teachers_anchors_halved(student: str) -> None:
+    teacher = tiny("teacher", 256).anchor_grids
+    for ours, theirs in zip(tiny(student, 128).anchor_grids, teacher, strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(2 * ours.boxes(), theirs.boxes())
+
+
+def test_snet_has_the_teachers_anchors_in_its_own_pixels() -> None:
+    for ours, theirs in zip(tiny("snet", 128).anchor_grids, tiny("teacher", 256).anchor_grids, strict=True):
+        assert torch.equal(ours.base_anchors, theirs.base_anchors)
+        assert (2 * ours.shape[0], 2 * ours.shape[1]) == theirs.shape
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_predictions_and_anchors_have_one_order(name: str) -> None:
+    """Level, row, column, anchor: a bias of one anchor and a feature of one cell show up where the grid says."""
+    model = tiny(name).eval()
+    logits, deltas = model.predict_raw(torch.rand(2, 3, 64, 64))
+    grids = model.anchor_grids
+    total = sum(grid.num_anchors for grid in grids)
+    assert logits.shape == (2, total, 3)
+    assert deltas.shape == (2, total, 4)
+    with torch.no_grad():
+        head = model.head.regression.predict
+        head.weight.zero_()
+        head.bias.copy_(torch.arange(36.0))  # anchor k, coordinate c -> 4k + c
+    _, deltas = model.predict_raw(torch.rand(1, 3, 64, 64))
+    expected = torch.arange(36.0).view(1, 9, 4).repeat(1, total // 9, 1)
+    assert torch.equal(deltas, expected)
+    with torch.no_grad():
+        head.bias.zero_()
+        head.weight[0, 0, 1, 1] = 1.0  # coordinate 0 of anchor 0 = channel 0 of the tower
+    towers = [torch.zeros(1, 256, h, w) for h, w in (g.shape for g in grids)]
+    if model.architecture.upsample_head:
+        towers = [t[..., ::2, ::2] for t in towers]
+    towers[1][0, 0, 1, 0] = 7.0  # level 1, row 1, column 0
+    level_deltas = model.head.predict_levels((towers, towers))[1]
+    hit = level_deltas[1].nonzero()
+    w = grids[1].shape[1]
+    cells = [(2, 0), (2, 1), (3, 0), (3, 1)] if model.architecture.upsample_head else [(1, 0)]
+    assert hit[:, 1].tolist() == [(i * w + j) * 9 for i, j in cells]
+
+
+def test_odd_sizes_fit_the_grids() -> None:
+    model = tiny("la").eval()
+    logits, _ = model.predict_raw(torch.rand(1, 3, 96, 160))
+    assert logits.shape[1] == sum(grid.num_anchors for grid in model.anchor_grids_for(96, 160))
+
+
+def test_fpn_equals_torchvisions() -> None:
+    torch.manual_seed(1)
+    ours = FeaturePyramid((8, 16, 24, 32), first=3, last=7, channels=12)
+    theirs = FeaturePyramidNetwork([16, 24, 32], 12)
+    for i, s in enumerate((3, 4, 5)):
+        theirs.inner_blocks[i][0].load_state_dict(ours.lateral[f"c{s}"].state_dict())
+        theirs.layer_blocks[i][0].load_state_dict(ours.output[f"p{s}"].state_dict())
+    stages = [torch.rand(2, c, 64 // 2**i, 96 // 2**i) for i, c in enumerate((8, 16, 24, 32))]
+    expected = list(theirs({str(s): stages[s - 2] for s in (3, 4, 5)}).values())
+    actual = ours(stages)
+    for a, e in zip(actual[:3], expected, strict=True):
+        assert torch.equal(a, e)  # the same operations in the same order
+    p6 = F.conv2d(stages[3], ours.extra["p6"].weight, ours.extra["p6"].bias, stride=2, padding=1)
+    assert torch.equal(actual[3], p6)
+    assert torch.equal(actual[4], F.conv2d(p6, ours.extra["p7"].weight, ours.extra["p7"].bias, stride=2, padding=1))
+
+
+def test_box_coding_is_torchvisions() -> None:
+    torch.manual_seed(2)
+    anchors = torch.rand(50, 2).mul(100).repeat(1, 2) + torch.tensor([0, 0, 7.0, 9.0]) + torch.rand(50, 4)
+    boxes = anchors + torch.rand(50, 4) * 3
+    coder = det_utils.BoxCoder((1.0, 1.0, 1.0, 1.0))
+    deltas = encode_boxes(boxes, anchors)
+    torch.testing.assert_close(deltas, coder.encode_single(boxes, anchors))
+    torch.testing.assert_close(decode_boxes(deltas, anchors), boxes)
+    wild = torch.randn(50, 4) * 5
+    torch.testing.assert_close(decode_boxes(wild, anchors), coder.decode_single(wild, anchors))
+
+
+def naive_losses(predictions: Predictions, targets: list[dict[str, Tensor]]) -> tuple[float, float]:
+    """RetinaNet's losses anchor by anchor in float64, with torchvision's matcher."""
+    anchors = torch.cat([g.boxes().reshape(-1, 4) for g in predictions.grids])
+    logits, deltas = torch.cat(predictions.logits, 1).double(), torch.cat(predictions.deltas, 1).double()
+    matcher = det_utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    focal = l1 = 0.0
+    positives = 0
+    for b, target in enumerate(targets):
+        if len(target["boxes"]):
+            matched = matcher(box_iou(target["boxes"], anchors))
+        else:
+            matched = torch.full((len(anchors),), -1)
+        for a, index in enumerate(matched.tolist()):
+            for region in target.get("ignored", []):
+                w = min(anchors[a, 2], region[2]) - max(anchors[a, 0], region[0])
+                h = min(anchors[a, 3], region[3]) - max(anchors[a, 1], region[1])
+                area = (anchors[a, 2] - anchors[a, 0]) * (anchors[a, 3] - anchors[a, 1])
+                if w > 0 and h > 0 and w * h / area > 0.5:
+                    index = -2  # noqa: PLW2901
+            if index == -2:
+                continue
+            for c in range(logits.shape[2]):
+                p = 1 / (1 + math.exp(-logits[b, a, c]))
+                if index >= 0 and target["labels"][index] == c:
+                    focal += -0.25 * (1 - p) ** 2 * math.log(p)
+                else:
+                    focal += -0.75 * p**2 * math.log(1 - p)
+            if index >= 0:
+                positives += 1
+                box, anchor = target["boxes"][index].double(), anchors[a].double()
+                aw, ah = anchor[2] - anchor[0], anchor[3] - anchor[1]
+                bw, bh = box[2] - box[0], box[3] - box[1]
+                want = [
+                    (box[0] + bw / 2 - anchor[0] - aw / 2) / aw,
+                    (box[1] + bh / 2 - anchor[1] - ah / 2) / ah,
+                    math.log(bw / aw),
+                    math.log(bh / ah),
+                ]
+                l1 += sum(abs(float(deltas[b, a, i]) - float(v)) for i, v in enumerate(want))
+    return focal / max(1, positives), l1 / max(1, positives)
+
+
+def random_predictions(model: RetinaNet, batch: int) -> Predictions:
+    torch.manual_seed(3)
+    counts = [g.num_anchors for g in model.anchor_grids]
+    return Predictions(
+        [torch.randn(batch, n, model.num_classes, requires_grad=True) for n in counts],
+        [torch.randn(batch, n, 4, requires_grad=True) for n in counts],
+        model.anchor_grids,
+    )
+
+
+def test_losses_equal_a_loop_over_anchors() -> None:
+    model = tiny("fa")
+    predictions = random_predictions(model, 3)
+    targets = [
+        {
+            "boxes": torch.tensor([[4.0, 5.0, 16.0, 20.0], [30.0, 30.0, 42.0, 41.0], [8.0, 2.0, 58.0, 60.0]]),
+            "labels": torch.tensor([0, 2, 1]),
+            "ignored": torch.tensor([[20.0, 0.0, 64.0, 20.0], [28.0, 28.0, 36.0, 44.0]]),
+        },
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "ignored": torch.zeros(0, 4)},
+        {"boxes": torch.tensor([[40.0, 40.0, 52.0, 52.0]]), "labels": torch.tensor([1])},
+    ]
+    losses = model.losses(predictions, targets)
+    focal, l1 = naive_losses(predictions, targets)
+    # float32 sums over 25,000 terms: relative error about sqrt(25000) * 6e-8
+    assert float(losses["classification"]) == pytest.approx(focal, rel=2e-5)
+    assert float(losses["bbox_regression"]) == pytest.approx(l1, rel=2e-5)
+
+
+def test_no_boxes_give_a_zero_box_loss_in_the_graph() -> None:
+    model = tiny("fa")
+    predictions = random_predictions(model, 2)
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model.losses(predictions, [empty, empty])
+    assert float(losses["bbox_regression"]) == 0
+    (losses["bbox_regression"] + losses["classification"]).backward()
+    assert all(bool((d.grad == 0).all()) for d in predictions.deltas)
+    assert any(bool((logit.grad != 0).any()) for logit in predictions.logits)
+
+
+def test_inside_ignored_is_strictly_more_than_half() -> None:
+    grids = tiny("fa").anchor_grids[:1]
+    anchors = grids[0].boxes().reshape(-1, 4)
+    square = 3  # ratio 1, scale 1: 12 px around the cell's corner
+    cell = 5 * grids[0].shape[1] + 5  # at (20, 20) px
+    anchor = anchors[cell * 9 + square]
+    assert anchor.tolist() == [14, 14, 26, 26]
+    half = torch.tensor([[14.0, 14.0, 20.0, 26.0]])
+    more = torch.tensor([[14.0, 14.0, 20.1, 26.0]])
+    assert not inside_ignored(grids, half)[cell * 9 + square]
+    assert inside_ignored(grids, more)[cell * 9 + square]
+    two_halves = torch.tensor([[14.0, 14.0, 20.0, 26.0], [20.0, 14.0, 26.0, 26.0]])
+    assert not inside_ignored(grids, two_halves)[cell * 9 + square]  # each region by itself
+    assert not inside_ignored(grids, None).any()
+
+
+def test_detections_find_what_the_logits_say() -> None:
+    model = tiny("fa").eval()
+    predictions = random_predictions(model, 1)
+    logits = [torch.full_like(x, -9.0) for x in predictions.logits]
+    boxes = torch.tensor([[10.0, 12.0, 24.0, 22.0], [30.0, 30.0, 63.5, 60.0]])
+    for level, anchor, box, label, logit in ((0, 100, 0, 2, 3.0), (0, 101, 0, 2, 2.0), (1, 50, 1, 0, 1.0)):
+        anchors = predictions.grids[level].boxes().reshape(-1, 4)
+        logits[level][0, anchor, label] = logit
+        with torch.no_grad():
+            predictions.deltas[level][0, anchor] = encode_boxes(boxes[box], anchors[anchor])
+    found = model.detections(Predictions(logits, predictions.deltas, predictions.grids), [(64, 60)])[0]
+    assert found["labels"].tolist() == [2, 0]  # the second copy of box 0 falls to NMS
+    torch.testing.assert_close(found["scores"], torch.tensor([3.0, 1.0]).sigmoid())
+    expected = boxes.clone()
+    expected[1, 2] = 60  # clipped to the image's 60 px
+    torch.testing.assert_close(found["boxes"], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_detections_keep_the_best_of_the_image() -> None:
+    model = tiny("fa", max_detections=7, candidates=50).eval()
+    predictions = random_predictions(model, 2)
+    found = model.detections(predictions, [(64, 64), (64, 64)])
+    for result in found:
+        assert len(result["boxes"]) == 7
+        assert result["scores"].tolist() == sorted(result["scores"].tolist(), reverse=True)
+
+
+def test_torchvisions_calling_convention() -> None:
+    model = tiny("snet")
+    images = [torch.rand(3, 60, 50), torch.rand(3, 33, 64)]
+    targets = [{"boxes": torch.tensor([[3.0, 4.0, 30.0, 40.0]]), "labels": torch.tensor([1])} for _ in images]
+    losses = model(images, targets)
+    assert set(losses) == {"classification", "bbox_regression"}
+    sum(losses.values()).backward()
+    model.eval()
+    found = model(images)
+    assert [set(f) for f in found] == [{"boxes", "labels", "scores"}] * 2
+
+
+def test_padding_changes_nothing_but_the_border() -> None:
+    """An image alone and in a batch with a larger one: same features where the receptive field sees no padding."""
+    model = tiny("snet").eval()
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        alone = model([image])[0]
+        beside = model([image, torch.rand(3, 64, 64)])[0]
+    torch.testing.assert_close(alone["boxes"], beside["boxes"])
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "message"),
+    [
+        ([], [], "images: expected a non-empty list"),
+        ([torch.zeros(1, 8, 8)], [{}], r"images\[0\]: expected a float Tensor\[3, H, W\].*\(1, 8, 8\)"),
+        ([torch.zeros(3, 8, 8, dtype=torch.uint8)], [{}], r"images\[0\].*uint8"),
+        ([torch.zeros(3, 8, 8)], None, "targets: training needs one dict"),
+        ([torch.zeros(3, 8, 8)], [{"boxes": torch.zeros(0, 4)}], r"targets\[0\]: lacks labels"),
+        ([torch.zeros(3, 8, 8)], [{"boxes": torch.zeros(4), "labels": torch.zeros(0)}], r"\['boxes'\]: expected \[G, 4\]"),
+        (
+            [torch.zeros(3, 8, 8)],
+            [{"boxes": torch.zeros(1, 4), "labels": torch.zeros(1)}],
+            r"\['labels'\]: expected int64 \[1\] in 0..2, got torch.float32",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(images: list[Tensor], targets: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny("snet")(images, targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "fpn"}, "model: 'fpn' is not one of teacher, snet"),
+        ({"name": "fa", "backbone": "vgg"}, "backbone: 'vgg' is not one of resnet18"),
+        ({"name": "fa", "image_size": 100}, "image_size: 100 is not a positive multiple of 32"),
+        ({"name": "fa", "num_classes": 0}, "num_classes: 0 is not positive"),
+        ({"name": "fa", "backbone": "resnet18", "stride_in_1x1": True}, "resnet18 has no bottleneck"),
+        ({"name": "fa", "frozen_stages": 5}, "frozen_stages: 5 is not in 0..4"),
+    ],
+)
+def test_bad_models_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(**options)
+
+
+def test_freezing_as_in_the_authors_configurations() -> None:
+    model = tiny("fa", frozen_stages=1, norm_eval=True).train()
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(n.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1")) for n in frozen)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert not any(m.training for m in norms)
+    assert any(m.weight.requires_grad for m in norms)  # later stages: statistics fixed, affine parameters train
+    partly = tiny("fa", frozen_stages=1).train()
+    assert not partly.backbone.layer1[0].bn1.training
+    assert partly.backbone.layer2[0].bn1.training
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_backbones_are_torchvisions(backbone: str) -> None:
+    torch.manual_seed(4)
+    model = build_model("fa", backbone, num_classes=2, image_size=32).eval()
+    theirs = getattr(torchvision.models, backbone)(weights=None).eval()
+    theirs.load_state_dict(model.backbone.state_dict(), strict=False)
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        stem = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        c5 = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(stem))))
+        assert torch.equal(model.backbone(x)[-1], c5)

@@ -1,0 +1,34 @@
+"""``zoominnet COMMAND ...``, the same as ``python -m zoominnet.COMMAND ...``."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a teacher and distil a student",
+    "evaluate": "measure a trained model: COCO and VisDrone protocols, speed, size",
+    "data": "check or convert a data set",
+    "doctor": "what this installation can run, what it cannot, and the remedy",
+}
+
+
+def main() -> int:
+    """Runs the command that the first argument names and returns its exit status."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments[0]
+        module = importlib.import_module(f"zoominnet.{name}.__main__" if name == "data" else f"zoominnet.{name}")
+        sys.argv[0] = f"zoominnet {name}"
+        return int(module.main(arguments[1:]))
+    help_asked = arguments in (["-h"], ["--help"])
+    usage = "\n".join(["usage: zoominnet COMMAND [OPTIONS]", *(f"  {n:10}{text}" for n, text in COMMANDS.items())])
+    if help_asked:
+        print(usage)
+        return 0
+    if arguments:
+        print(f"zoominnet: {arguments[0]!r} is not a command", file=sys.stderr)
+    print(usage, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

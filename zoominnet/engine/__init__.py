@@ -1,0 +1,1 @@
+"""Training, checkpoints and inference behind the commands."""

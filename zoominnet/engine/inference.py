@@ -1,0 +1,78 @@
+"""Detections of a whole split, in the pixels of the original images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+
+from zoominnet.data import DetectionDataset, ResizeMode, Split, make_loader, shard_batches, student_images
+from zoominnet.evaluation import Detections
+from zoominnet.models import RetinaNet
+
+InputPath = Literal["direct", "halved"]
+"""How an image reaches a model of input side S. "direct": resized to S at once, as in use. "halved": resized to 2S,
+then the 2x2 mean, as a student sees it in training."""
+
+
+def no_detections() -> Detections:
+    """The detections of an image in which nothing was found."""
+    return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
+
+
+@torch.no_grad()
+def predict_split(
+    model: RetinaNet,
+    split: Split,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    resize: ResizeMode = "squash",
+    input_path: InputPath = "direct",
+    progress: Callable[[int], None] | None = None,
+) -> list[Detections]:
+    """Runs `model`, in evaluation mode, on every image of `split`.
+
+    An image that cannot be decoded has no detections (the dataset has logged it by then).
+
+    Args:
+        model: its mode is restored.
+        split: the images.
+        batch_size, workers: of the loader.
+        resize, input_path: how an image becomes the model's input.
+        progress: called with the number of images done.
+
+    Returns:
+        One entry a record, in order, boxes float64 in px of the original image.
+    """
+    device = next(model.parameters()).device
+    side = model.image_size * (2 if input_path == "halved" else 1)
+    dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize)
+    batches = shard_batches(len(dataset), batch_size)
+    found: list[Detections] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for indices, batch in zip(batches, make_loader(dataset, batches, workers=workers), strict=True):
+            images = batch.images.to(device, non_blocking=True).float() / 255
+            if input_path == "halved":
+                images = student_images(images)
+            outputs = model(list(images))
+            scale = side / model.image_size
+            for index, target, output in zip(indices, batch.targets, outputs, strict=True):
+                if target["index"] != index:  # another image stands in for one that cannot be decoded
+                    found.append(no_detections())
+                    continue
+                boxes = target["geometry"].to_original(output["boxes"].cpu() * scale)
+                found.append(
+                    Detections(
+                        boxes.double().numpy(), output["scores"].double().cpu().numpy(), output["labels"].cpu().numpy()
+                    )
+                )
+            if progress is not None:
+                progress(len(found))
+    finally:
+        model.train(was_training)
+    return found

@@ -1,0 +1,305 @@
+"""A whole training run: data, teacher, student, result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import zoominnet
+from zoominnet.command import check_same_classes, choose_device, open_data
+from zoominnet.config import ConfigError, TrainConfig
+from zoominnet.data import DetectionDataset, Split
+from zoominnet.distill import Distiller
+from zoominnet.doctor import installed_version
+from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.inference import predict_split
+from zoominnet.engine.trainer import Phase, Validation
+from zoominnet.evaluation import count_gflops, count_parameters, evaluate_coco
+from zoominnet.kernels import available_backends
+from zoominnet.models import RetinaNet, build_model, load_weights
+from zoominnet.models.weights import read_stride_in_1x1
+
+CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
+FUSED_BACKENDS = ("native", "triton")
+RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
+"""A teacher below this share of the AP it had when it was trained is reported as suspicious."""
+
+
+class Run:
+    """The main job of ``python -m zoominnet.train``.
+
+    Args:
+        config: checked.
+        console: where to write.
+
+    Raises:
+        UserError: an option that cannot be used here.
+    """
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.console = console
+        self.device = choose_device(config.device)
+        if config.amp == "fp16" and self.device.type == "cpu":
+            raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
+        self.backends = choose_backends(config)
+        if config.weights == "none" and (config.frozen_stages or config.norm_eval):
+            self.say("weights none: nothing to freeze, so all stages and BatchNorm train")
+            config = dataclasses.replace(config, frozen_stages=0, norm_eval=False)
+        self.config = config
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, highlight=False, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.say(text, style="yellow")
+
+    def run(self) -> dict[str, Any]:
+        """Trains and measures.
+
+        Returns:
+            What ``result.json`` holds: one row a model, under "teacher" and "student".
+        """
+        config = self.config
+        self._prepare_folder()
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self.console.print(self._header())
+        self._load_data()
+        rows: dict[str, dict[str, Any]] = {}
+        teacher = None
+        if config.uses_teacher:
+            teacher = self._obtain_teacher(rows)
+        best = self._train("student", config.student, config.epochs, teacher)
+        student, _ = self._load(best)
+        label = f"{config.student} + CSKD" if teacher is not None else config.student
+        rows["student"] = {"label": label, **describe(student), **self._validate(student).values}
+        result = {"config": config.as_dict(), "checkpoint": str(best), "models": rows}
+        file = config.out / RESULT_FILE
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        self.console.print(self._summary(rows))
+        self.say(f"student: {best}\nresult:  {file}")
+        self.say(f"next:    python -m zoominnet.evaluate {best} --data {config.data} --seed {config.seed}")
+        return result
+
+    def _prepare_folder(self) -> None:
+        """Makes --out and writes the configuration there, whole or not at all."""
+        config = self.config
+        path = config.out / CONFIG_FILE
+        if config.resume:
+            return
+        if path.exists():
+            raise ConfigError(
+                f"--out {config.out}: holds a run already; go on with it by --resume, or name another folder"
+            )
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".writing")
+            temporary.write_text(json.dumps(config.as_dict(), indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise ConfigError(
+                f"--out {config.out}: cannot be written ({error.strerror}); name another folder"
+            ) from error
+
+    def _header(self) -> Table:
+        """Versions, device, seed, the backend of each op, and every option."""
+        config, device = self.config, self.device
+        table = Table(title=f"zoominnet {zoominnet.__version__}", box=rich.box.SIMPLE, show_header=False)
+        packages = ("torch", "torchvision", "triton", "numpy")
+        versions = [f"python {platform.python_version()}", *(f"{name} {installed_version(name)}" for name in packages)]
+        table.add_row("versions", ", ".join(versions))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        table.add_row("device", f"{device} ({name}), amp {config.amp}")
+        table.add_row("kernels", ", ".join(f"{op}: {backend}" for op, backend in self.backends.items()))
+        table.add_row("profile", config.profile)
+        table.add_row("seed", str(config.seed))
+        hidden = ("profile", "seed", "device", "amp", "debug", "resume")
+        options = ", ".join(f"{k}={v}" for k, v in config.as_dict().items() if k not in hidden)
+        table.add_row("options", rich.markup.escape(options))
+        return table
+
+    def _load_data(self) -> None:
+        config = self.config
+
+        def load(split: str, scenes: int) -> Split:
+            return open_data(
+                config.data,
+                split,
+                format=config.data_format,
+                strict=config.strict,
+                scenes=scenes,
+                scene_size=config.teacher_size,
+                seed=config.seed,
+                console=self.console,
+            )
+
+        train = load(config.train_split, config.synthetic_images[0])
+        val = load(config.val_split, config.synthetic_images[1])
+        check_same_classes(f"{config.data} {val.name}", val.class_names, train.class_names, train.name)
+        self.train_set = DetectionDataset(
+            train, config.teacher_size, flip=True, seed=config.seed, resize=config.resize, strict=config.strict
+        )
+        self.val = dataclasses.replace(val, records=val.records[: config.val_images])
+
+    def _validate(self, model: RetinaNet) -> Validation:
+        """COCO scores on the validation split."""
+        config, val = self.config, self.val
+        found = predict_split(model, val, batch_size=config.batch_size, workers=config.workers, resize=config.resize)
+        result = evaluate_coco(val.records, found, val.class_names)
+        return Validation(result.ap, result.as_dict())
+
+    def _load(self, path: Path) -> tuple[RetinaNet, ModelInfo]:
+        model, info = load_model(path)
+        model.set_kernel_backend(self._backend)
+        return model.to(self.device, memory_format=torch.channels_last), info
+
+    @property
+    def _backend(self) -> str:
+        return "fused" if self.config.fused_kernels else "reference"
+
+    def _new_model(self, name: str) -> RetinaNet:
+        """A fresh model with its pretrained weights, the same whatever was built before it."""
+        config = self.config
+        seed_everything(config.seed)
+        stride = config.stride_in_1x1
+        if stride is None and (stride := read_stride_in_1x1(config.weights)) is not None:
+            self.say(f"{name}: stride_in_1x1 {stride}, as the metadata of {config.weights} say")
+        model = build_model(
+            name,
+            config.backbone,
+            len(self.val.class_names),
+            config.teacher_size if name == "teacher" else config.image_size,
+            stride_in_1x1=bool(stride),
+            frozen_stages=config.frozen_stages,
+            norm_eval=config.norm_eval,
+        )
+        model.set_kernel_backend(self._backend)
+        if config.weights != "none":
+            for line in load_weights(model, config.weights).lines():
+                self.say(f"{name}: {line}")
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _train(self, name: str, architecture: str, epochs: int, teacher: RetinaNet | None) -> Path:
+        """Trains one model from where it stands to the end.
+
+        Returns:
+            Its best checkpoint.
+        """
+        config = self.config
+        model = self._new_model(architecture)
+        distiller = None if teacher is None else Distiller(model, teacher, config.distill_options())
+        phase = Phase(
+            name, config, epochs, model, distiller, self.train_set, self._validate, config.out / name, self.console
+        )
+        if config.resume:
+            phase.restore()
+        return phase.run()
+
+    def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:
+        """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""
+        config = self.config
+        if config.teacher == "train":
+            teacher, info = self._load(self._train("teacher", "teacher", config.teacher_epochs or config.epochs, None))
+        else:
+            teacher, info = self._load(Path(config.teacher))
+            check_teacher_fits(config, info, self.train_set.split.class_names)
+        if not config.check_teacher:
+            return teacher
+        scores = self._validate(teacher).values
+        rows["teacher"] = {"label": "teacher", **describe(teacher), **scores}
+        ap: float | None = scores["AP"]
+        if ap is None:
+            self.warn(f"teacher: {self.val.name} has no boxes to measure it on")
+            return teacher
+        self.say(f"teacher: AP {ap:.4f} on {self.val.name}")
+        if info.ap is not None and ap < RELATIVE_AP_OF_A_SOUND_TEACHER * info.ap:
+            self.warn(
+                f"teacher: AP {ap:.4f} here but {info.ap:.4f} when it was trained: other data, or not loaded right"
+            )
+        elif ap < 0.01:
+            self.warn("teacher: AP below 0.01: there is next to nothing to learn from it; train it longer")
+        return teacher
+
+    def _summary(self, rows: dict[str, dict[str, Any]]) -> Table:
+        """The result table: one row a model."""
+        scores = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+        title = f"COCO scores on {self.val.name} ({len(self.val.records)} images)"
+        table = Table(title=title, box=rich.box.SIMPLE_HEAD)
+        for column in ("model", "input px", *scores, "GFLOPs", "parameters"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for row in rows.values():
+            values = ["-" if row[score] is None else f"{row[score]:.4f}" for score in scores]
+            cost = (f"{row['gflops']:.1f}", f"{row['parameters'] / 1e6:.1f} M")
+            table.add_row(row["label"], str(row["image_size"]), *values, *cost)
+        return table
+
+
+def choose_backends(config: TrainConfig) -> dict[str, str]:
+    """The backend of each op: the reference, or with --fused-kernels a fast one and never the reference.
+
+    Raises:
+        ConfigError: an op has no fast backend here; the message has the reason of each.
+    """
+    backends = available_backends()
+    if not config.fused_kernels:
+        return dict.fromkeys(backends, "reference")
+    chosen, refused = {}, []
+    for op, states in backends.items():
+        ready = [name for name in FUSED_BACKENDS if states[name] == "ok"]
+        if ready:
+            chosen[op] = ready[0]
+        else:
+            refused.append(f"{op} ({'; '.join(f'{name}: {states[name]}' for name in FUSED_BACKENDS)})")
+    if refused:
+        raise ConfigError(f"--fused-kernels: no fast kernel here for {', '.join(refused)}")
+    return chosen
+
+
+def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[str, ...]) -> None:
+    """Refuses a teacher that the run cannot use.
+
+    Raises:
+        ConfigError: naming what differs and the remedy.
+    """
+    what = f"--teacher {config.teacher}"
+    if info.name != "teacher":
+        raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
+    if info.backbone != config.backbone:
+        raise ConfigError(
+            f"{what}: its backbone is {info.backbone}, this run's {config.backbone}; "
+            f"give --backbone {info.backbone} or another teacher"
+        )
+    if info.image_size != config.teacher_size:
+        raise ConfigError(
+            f"{what}: trained at {info.image_size} px, but twice --image-size is {config.teacher_size} px; "
+            f"give --image-size {info.image_size // 2} or another teacher"
+        )
+    check_same_classes(what, info.class_names, class_names, config.data)
+
+
+def describe(model: RetinaNet) -> dict[str, Any]:
+    """What a model costs."""
+    return {
+        "image_size": model.image_size,
+        "gflops": count_gflops(model, model.image_size),
+        "parameters": count_parameters(model),
+    }
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch, numpy and random; the data take their randomness from the seed directly."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)

@@ -1,0 +1,430 @@
+"""One training phase: a model, its data, its optimiser, its checkpoints."""
+
+from __future__ import annotations
+
+import math
+import resource
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor, nn
+
+from zoominnet.config import TrainConfig
+from zoominnet.data import Batch, BatchPlan, DetectionDataset, make_loader, student_images
+from zoominnet.distill import Distiller, DistillOutput
+from zoominnet.engine.checkpoint import (
+    CheckpointError,
+    ModelInfo,
+    best_checkpoint,
+    load_state,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from zoominnet.engine.log import RunLog, StepDisplay
+from zoominnet.engine.optim import Schedule, build_optimizer
+from zoominnet.errors import UserError
+from zoominnet.models import RetinaNet
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SKIPPED_IN_A_ROW = 10
+GRADIENT_RATIO_WINDOW = 5
+"""The warning that distillation outweighs the task looks at the mean of so many measurements."""
+
+
+class DivergedError(UserError):
+    """Loss or gradient were not finite `MAX_SKIPPED_IN_A_ROW` steps in a row."""
+
+    exit_status = 65
+
+
+class Interrupted(UserError):  # noqa: N818
+    """SIGINT or SIGTERM came; a checkpoint of the last whole step is written."""
+
+    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}; {checkpoint} holds the last step: go on with --resume")
+        self.exit_status = 128 + signal_number
+
+
+@dataclass
+class StepLosses:
+    """Attributes:
+    task: "classification" and "bbox_regression".
+    distill: None where the step has no teacher.
+    features: the model's pyramid outputs, for the measure of the gradients.
+    """
+
+    task: dict[str, Tensor]
+    distill: DistillOutput | None
+    features: list[Tensor]
+
+
+class TrainingModule(nn.Module):
+    """A model with its losses: from a batch at the teacher's size to losses, whichever size the model itself sees.
+
+    Args:
+        model: a teacher, fed the batch as it is, or a student, fed its 2x2 mean.
+        distiller: None trains without a teacher.
+    """
+
+    def __init__(self, model: RetinaNet, distiller: Distiller | None) -> None:
+        super().__init__()
+        self.model = model
+        self.distiller = distiller
+
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]]) -> StepLosses:
+        """uint8 [B, 3, 2S, 2S] and targets in its pixels -> losses."""
+        model, distiller = self.model, self.distiller
+        full = images.float() / 255
+        x = full
+        if model.name != "teacher":
+            x = student_images(full)
+            targets = [{k: v / 2 if k in ("boxes", "ignored") else v for k, v in target.items()} for target in targets]
+        features = model.features(x)
+        towers = model.head.towers(features)
+        predictions = model.predict(towers, (x.shape[-2], x.shape[-1]))
+        task = model.losses(predictions, targets)
+        distill = None
+        if distiller is not None:
+            distill = distiller(
+                distiller.maps(model, features, towers),
+                distiller.teacher_maps(full),
+                predictions.grids,
+                [target["boxes"] for target in targets],
+            )
+        return StepLosses(task, distill, features)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Attributes:
+    ap: AP over IoU 0.5 to 0.95, 0..1 (nan without any ground truth).
+    values: JSON-ready metrics for the log.
+    """
+
+    ap: float
+    values: dict[str, Any]
+
+
+class Phase:
+    """Trains `model` from its newest checkpoint, or from the start, to the end of the schedule.
+
+    Args:
+        name: "teacher" or "student", for people.
+        config: of the run.
+        epochs: of this phase.
+        model: on its device.
+        distiller: the teacher to learn from, or None.
+        train_set: at the teacher's size.
+        validate: measures the model on the validation split.
+        folder: of this phase; holds ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
+        console: where to write.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        epochs: int,
+        model: RetinaNet,
+        distiller: Distiller | None,
+        train_set: DetectionDataset,
+        validate: Callable[[RetinaNet], Validation],
+        folder: Path,
+        console: Console,
+    ) -> None:
+        self.name, self.config, self.epochs, self.model, self.distiller = name, config, epochs, model, distiller
+        self.train_set, self.validate, self.folder, self.console = train_set, validate, folder, console
+        self.device = next(model.parameters()).device
+        self.module = TrainingModule(model, distiller)
+        self.optimizer = build_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self.plan = BatchPlan(len(train_set), config.batch_size, seed=config.seed)
+        self.schedule = Schedule.from_config(config, self.plan.steps_per_epoch, epochs)
+        self.step = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.log_bytes = 0
+        self.ratios: deque[float] = deque(maxlen=GRADIENT_RATIO_WINDOW)
+        self.warned_of_ratio = False
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def restore(self) -> bool:
+        """Goes back to the newest whole checkpoint; says which damaged ones were passed over.
+
+        Returns:
+            Whether there was one.
+        """
+        path, problems = newest_checkpoint(self.checkpoints)
+        for problem in problems:
+            self.console.print(f"[yellow]{self.name}: passed over {escape(problem)}[/]")
+        if path is None:
+            return False
+        model_state, optimizer_state, state = load_state(path)
+        self.model.load_state_dict(model_state)
+        parameters = self.optimizer.param_groups[0]["params"]
+        if len(optimizer_state) not in (0, len(parameters)):
+            raise CheckpointError(f"{path}: {len(optimizer_state)} momentum tensors for {len(parameters)} parameters")
+        for i, parameter in enumerate(parameters):
+            if (momentum := optimizer_state.get(f"momentum.{i}")) is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.skipped, self.log_bytes = state["step"], state["skipped"], state["log_bytes"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.console.print(f"{self.name}: going on from {escape(str(path))}, step {self.step}", highlight=False)
+        return True
+
+    def save(self, log: RunLog, ap: float | None) -> Path:
+        config = self.config.as_dict()
+        info = ModelInfo.of(self.model, self.train_set.split.class_names, self.train_set.split.category_ids, config, ap)
+        parameters = self.optimizer.param_groups[0]["params"]
+        momentum = {
+            f"momentum.{i}": self.optimizer.state[p]["momentum_buffer"]
+            for i, p in enumerate(parameters)
+            if "momentum_buffer" in self.optimizer.state[p]
+        }
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "log_bytes": log.tell(),
+            "scaler": self.scaler.state_dict(),
+        }
+        path = save_checkpoint(self.checkpoints, self.step, self.model.state_dict(), info, momentum, state)
+        prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
+        return path
+
+    def run(self) -> Path:
+        """Trains to the end.
+
+        Returns:
+            The checkpoint of highest validation AP.
+
+        Raises:
+            DivergedError, Interrupted: see there; nothing is lost.
+        """
+        log = RunLog(self.folder, self.log_bytes, self.step)
+        total = self.schedule.total_steps
+        try:
+            with (
+                StepDisplay(self.console, self.name, total, self.step, self.config.log_every) as display,
+                stop_signals() as stopped,
+            ):
+                while self.step < total:
+                    self._run_epoch(log, display, stopped)
+        finally:
+            log.close()
+        return best_checkpoint(self.checkpoints)
+
+    def _run_epoch(self, log: RunLog, display: StepDisplay, stopped: list[int]) -> None:
+        epoch, start = divmod(self.step, self.plan.steps_per_epoch)
+        loader = make_loader(
+            self.train_set,
+            self.plan.epoch_batches(epoch, start),
+            workers=self.config.workers,
+        )
+        self.module.train()
+        if self.distiller is not None:
+            self.distiller.teacher.eval()
+        for batch in loader:
+            started = time.perf_counter()
+            measure = (self.step + 1) % self.config.log_every == 0
+            values = self._train_step(batch, measure)
+            self.step += 1
+            if measure:
+                log.write("train", self.step, {"epoch": epoch, **values})
+            values["images_per_s"] = len(batch.images) / (time.perf_counter() - started)
+            display.update(self.step, self._describe(epoch, values))
+            finished, stopping = self.step == self.schedule.total_steps, bool(stopped)
+            path = None
+            if finished or self.step % self.plan.steps_per_epoch == 0:
+                validation = self.validate(self.model)
+                log.write("val", self.step, {"epoch": epoch, **validation.values})
+                self.console.print(
+                    f"{self.name} epoch {epoch + 1}/{self.epochs} AP {validation.ap:.4f} "
+                    f"AP50 {_number(validation.values.get('AP50'))} AP_S {_number(validation.values.get('AP_S'))}",
+                    highlight=False,
+                )
+                path = self.save(log, None if math.isnan(validation.ap) else validation.ap)
+            elif stopping or self.step % self.config.checkpoint_every == 0:
+                path = self.save(log, None)
+            if stopping and path is not None:
+                raise Interrupted(stopped[0], path)
+            if finished:
+                return
+
+    def _train_step(self, batch: Batch, measure: bool) -> dict[str, Any]:
+        """One optimiser step, or a skipped one where loss or gradient are not finite.
+
+        Returns:
+            The step's losses and rates, JSON-ready.
+        """
+        lr = self.schedule.at(self.step)
+        self.optimizer.param_groups[0]["lr"] = lr
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = [
+            {k: t[k].to(self.device, non_blocking=True) for k in ("boxes", "labels", "ignored")} for t in batch.targets
+        ]
+        if self.config.ignored == "drop":
+            for target in targets:
+                del target["ignored"]
+        dtype = AUTOCAST_DTYPES.get(self.config.amp)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            losses: StepLosses = self.module(images, targets)
+        loss = losses.task["classification"] + losses.task["bbox_regression"]
+        weighted = None
+        if losses.distill is not None:
+            weighted = self.distiller.options.weight_at(self.step) * losses.distill.loss  # type: ignore[union-attr]
+            loss = loss + weighted
+        ratio = None
+        self.optimizer.zero_grad(set_to_none=True)
+        distill_grads: tuple[Tensor | None, ...] = ()
+        if measure and weighted is not None:
+            distill_grads = torch.autograd.grad(weighted, losses.features, retain_graph=True, allow_unused=True)
+        with captured_gradients(losses.features if distill_grads else []) as totals:
+            self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            if self.config.clip_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.config.clip_grad_norm, norm)
+            if distill_grads:
+                ratio = gradient_ratio(distill_grads, totals, self.scaler.get_scale())
+                self._watch_ratio(ratio)
+            self.scaler.step(self.optimizer)
+            self.skipped_in_a_row = 0
+        else:
+            self._skip(batch, loss, norm)
+        self.scaler.update()
+        values: dict[str, Any] = {"loss": float(loss), **{k: float(v) for k, v in losses.task.items()}}
+        if losses.distill is not None:
+            values["distill"] = float(losses.distill.loss)
+            values["distill_levels"] = losses.distill.level_losses.tolist()
+            values["coverage"] = losses.distill.coverage.tolist()
+            if ratio is not None:
+                values["distill_gradient_ratio"] = ratio
+        return {**values, "grad_norm": float(norm), "lr": lr, "skipped": self.skipped}
+
+    def _skip(self, batch: Batch, loss: Tensor, norm: Tensor) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        ids = [target["image_id"] for target in batch.targets]
+        self.console.print(
+            f"[yellow]{self.name} step {self.step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}: "
+            f"step skipped (images {ids})[/]",
+            highlight=False,
+        )
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise DivergedError(
+                f"{self.name}: loss or gradient were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (the last at "
+                f"step {self.step + 1}, images {ids}); lower --lr, or look at these images"
+            )
+
+    def _watch_ratio(self, ratio: float) -> None:
+        self.ratios.append(ratio)
+        mean = sum(self.ratios) / len(self.ratios)
+        if len(self.ratios) == GRADIENT_RATIO_WINDOW and mean > 1 and not self.warned_of_ratio:
+            self.warned_of_ratio = True
+            self.console.print(
+                f"[yellow]{self.name} step {self.step + 1}: the distillation gradient is {mean:.1f} times the task's on the "
+                "pyramid's outputs; the task may be drowned: consider a lower --lambda-distill, or "
+                "--distill-warmup-steps[/]",
+                highlight=False,
+            )
+
+    def _describe(self, epoch: int, values: dict[str, Any]) -> str:
+        parts = [
+            f"epoch {epoch + 1}/{self.epochs}",
+            f"cls {values['classification']:.3f} box {values['bbox_regression']:.3f}",
+        ]
+        if "distill" in values:
+            levels = " ".join(f"{v:.1f}" for v in values["distill_levels"])
+            coverage = " ".join(f"{v:.0%}" for v in values["coverage"])
+            parts.append(f"distill {values['distill']:.2f} [{levels}] mask [{coverage}]")
+        parts.append(f"{values['images_per_s']:.1f} images/s {peak_memory_mib(self.device):.0f} MiB")
+        return escape(" ".join(parts))
+
+
+def gradient_ratio(distill: tuple[Tensor | None, ...], totals: list[Tensor | None], scale: float) -> float:
+    """Norm of the distillation gradient over the norm of the task's, both on the pyramid's outputs.
+
+    Args:
+        distill: gradient of the weighted distillation loss, None where a level has none.
+        totals: gradient of the scaled whole loss.
+        scale: of the loss scaler.
+    """
+    distill_square = task_square = 0.0
+    for part, total in zip(distill, totals, strict=True):
+        whole = total.float() / scale if total is not None else 0.0
+        share = part.float() if part is not None else 0.0
+        distill_square += float(torch.as_tensor(share).square().sum())
+        task_square += float(torch.as_tensor(whole - share).square().sum())
+    return math.sqrt(distill_square / task_square) if task_square > 0 else math.inf
+
+
+@contextmanager
+def captured_gradients(tensors: list[Tensor]) -> Iterator[list[Tensor | None]]:
+    """A list that the next backward pass fills with the gradients of `tensors`."""
+    gradients: list[Tensor | None] = [None] * len(tensors)
+
+    def keeper(i: int) -> Callable[[Tensor], None]:
+        def keep(gradient: Tensor) -> None:
+            gradients[i] = gradient
+
+        return keep
+
+    handles = [tensor.register_hook(keeper(i)) for i, tensor in enumerate(tensors)]
+    try:
+        yield gradients
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that holds the number of the first SIGINT or SIGTERM; a second one acts at once, as without this."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak of the GPU's allocated memory, or of this process's resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,184 @@
+"""``python -m zoominnet.evaluate CHECKPOINT --data DATA``: COCO and VisDrone scores, speed and size of a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import rich.box
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from zoominnet.command import check_same_classes, choose_device, open_data, run_command
+from zoominnet.data import Split
+from zoominnet.engine.checkpoint import load_model
+from zoominnet.engine.inference import InputPath, predict_split
+from zoominnet.errors import UserError
+from zoominnet.evaluation import (
+    Result,
+    count_gflops,
+    count_parameters,
+    evaluate_coco,
+    evaluate_visdrone,
+    measure_latency,
+)
+from zoominnet.models import RetinaNet
+
+COCO_DETECTIONS, VISDRONE_DETECTIONS = 100, 500
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Options of ``python -m zoominnet.evaluate``."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A run folder (its best checkpoint), a checkpoint folder or a model.safetensors file."""
+    data: str = "synthetic"
+    """"synthetic" or the folder or json file of a data set."""
+    data_format: Literal["auto", "visdrone", "coco", "yolo"] = "auto"
+    """Format of --data; "auto" finds out."""
+    split: str = "val"
+    """Name of the split."""
+    strict: bool = False
+    """Refuse data with any unusable image or annotation."""
+    synthetic_images: int = 100
+    """Scenes to draw with --data synthetic."""
+    seed: int = 0
+    """Seed of the synthetic scenes: that of the training run, to see the same ones."""
+    resize: Literal["squash", "letterbox"] = "squash"
+    """How images become square: as in training."""
+    input: Literal["direct", "halved", "both"] = "direct"
+    """How an image reaches the model. direct: resized to its input size; halved: resized to twice that, then the 2x2
+    mean, as a student is trained; both: one row each."""
+    protocol: Literal["coco", "visdrone", "both"] = "both"
+    """coco: AP at 100 detections an image, as the paper. visdrone: the VisDrone-DET toolkit's rules, 500 detections."""
+    coco_regions: Literal["background", "ignore"] = "background"
+    """What ignored regions are under the COCO protocol: background, as in published scores, or ignored."""
+    score_threshold: float = 0.05
+    """Detections below this score are left out (paper's configurations: 0.05)."""
+    batch_size: int = 1
+    """Images at a time."""
+    workers: int = 2
+    """Processes that read images."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    latency_repeats: int = 20
+    """Timed predictions of one image; 0 measures no latency."""
+    json: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Also write the result to this file."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
+    """Measures a model.
+
+    Returns:
+        JSON-ready: the model, its cost, and the scores of each input path and protocol.
+    """
+    device = choose_device(config.device)
+    model, info = load_model(
+        config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
+    )
+    model.to(device, memory_format=torch.channels_last)
+    split = open_data(
+        config.data,
+        config.split,
+        format=config.data_format,
+        strict=config.strict,
+        scenes=config.synthetic_images,
+        scene_size=model.image_size * (1 if model.name == "teacher" else 2),
+        seed=config.seed,
+        console=console,
+    )
+    check_same_classes(config.data, split.class_names, info.class_names, "the model")
+    cost: dict[str, Any] = {
+        "gflops": count_gflops(model, model.image_size),
+        "parameters": count_parameters(model),
+    }
+    if config.latency_repeats:
+        image = torch.rand(3, model.image_size, model.image_size, device=device)
+        cost["latency"] = measure_latency(lambda: model([image]), device, repeats=config.latency_repeats, warmup=3)
+    result: dict[str, Any] = {
+        "model": info.name,
+        "backbone": info.backbone,
+        "image_size": info.image_size,
+        "data": config.data,
+        "split": split.name,
+        "cost": cost,
+        "scores": {},
+    }
+    paths: tuple[InputPath, ...] = ("direct", "halved") if config.input == "both" else (config.input,)
+    for path in paths:
+        result["scores"][path] = {
+            scores.protocol: scores.as_dict() for scores in scores_of(config, model, split, path, console)
+        }
+    table = Table(title=f"{info.name}, {info.backbone}, {info.image_size} px", box=rich.box.SIMPLE, show_header=False)
+    table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}")
+    table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
+    if "latency" in cost:
+        latency = cost["latency"]
+        table.add_row(
+            f"latency on {device}, 1 image",
+            f"{latency['median_ms']:.1f} ms (10 % {latency['p10_ms']:.1f}, 90 % {latency['p90_ms']:.1f})",
+        )
+    console.print(table)
+    return result
+
+
+def scores_of(
+    config: EvaluateConfig, model: RetinaNet, split: Split, path: InputPath, console: Console
+) -> list[Result]:
+    """Predicts the split once and scores it by each protocol asked for; prints the tables."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"predicting ({path})", total=len(split.records))
+        found = predict_split(
+            model,
+            split,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            resize=config.resize,
+            input_path=path,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    results: list[Result] = []
+    if config.protocol in ("coco", "both"):
+        results.append(
+            evaluate_coco(
+                split.records, found, split.class_names, max_dets=COCO_DETECTIONS, regions=config.coco_regions
+            )
+        )
+    if config.protocol in ("visdrone", "both"):
+        results.append(evaluate_visdrone(split.records, found, split.class_names))
+    for result in results:
+        console.print(f"input {path}", highlight=False)
+        console.print(result.table())
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status (see zoominnet.command)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m zoominnet.evaluate", description=__doc__)
+    console = Console()
+
+    def job() -> None:
+        if config.json is not None and config.json.exists():
+            raise UserError(f"--json {config.json}: exists already; name another file")
+        result = evaluate(config, console)
+        if config.json is not None:
+            config.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            console.print(f"result: {config.json}", highlight=False, markup=False)
+
+    return run_command("zoominnet.evaluate", job, debug=config.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""ResNet's stages C2-C5 with torchvision's modules, parameter names and initialisation."""
+
+from collections.abc import Callable
+
+import torchvision
+from torch import Tensor, nn
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    name: getattr(torchvision.models, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+}
+
+
+class ResNetStages(nn.Module):
+    """A torchvision ResNet without its classifier, returning the outputs of its four stages.
+
+    Args:
+        name: one of `BACKBONES`.
+        stride_in_1x1: put the stride of a bottleneck into its first 1x1 convolution, as in the original (Caffe)
+            ResNet, instead of the 3x3 one as torchvision does. Only weights trained so need it.
+        frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages (parameters and BatchNorm
+            statistics), as mmdetection's option of that name.
+        norm_eval: keep every BatchNorm in evaluation mode also while training (statistics fixed, affine parameters
+            still trained), as mmdetection's option of that name.
+    """
+
+    def __init__(
+        self, name: str, *, stride_in_1x1: bool = False, frozen_stages: int = 0, norm_eval: bool = False
+    ) -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise ValueError(f"backbone: {name!r} is not one of {', '.join(BACKBONES)}")
+        if not 0 <= frozen_stages <= 4:
+            raise ValueError(f"frozen_stages: {frozen_stages} is not in 0..4")
+        resnet = BACKBONES[name](weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        expansion = resnet.fc.in_features // 512
+        self.channels = tuple(width * expansion for width in (64, 128, 256, 512))
+        """Channels of C2, C3, C4, C5."""
+        if stride_in_1x1:
+            if expansion == 1:
+                raise ValueError(f"stride_in_1x1: {name} has no bottleneck blocks, so no 1x1 convolution to stride")
+            for layer in (self.layer2, self.layer3, self.layer4):
+                layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        stages = [self.layer1, self.layer2, self.layer3, self.layer4]
+        return [self.conv1, self.bn1, *stages[: self.frozen_stages]] if self.frozen_stages else []
+
+    def train(self, mode: bool = True) -> "ResNetStages":
+        super().train(mode)
+        for root in [self] if self.norm_eval else self._frozen():
+            for module in root.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> C2, C3, C4, C5 at strides 4, 8, 16, 32."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        outputs = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            outputs.append(x)
+        return outputs

@@ -1,0 +1,49 @@
+"""Feature pyramid network (Lin et al. 2017) over any run of ResNet stages, with extra levels taken from C5."""
+
+from torch import Tensor, nn
+
+from zoominnet.kernels import upsample_nearest2x
+
+
+class FeaturePyramid(nn.Module):
+    """P{first} .. P{last} with `channels` each; levels past P5 are stride-2 3x3 convolutions on C5 (`on_input`).
+
+    torchvision's FeaturePyramidNetwork numbers its modules from the first level it is given; here they are named by
+    stage ("c3", "p3"), so that weights map by stage whichever levels a model uses, and the top-down step is this
+    project's fused upsample-and-add.
+
+    Args:
+        stage_channels: channels of C2, C3, C4, C5.
+        first, last: the first and last pyramid level; first in 2..5, last in 5..7.
+        channels: of every output.
+    """
+
+    def __init__(self, stage_channels: tuple[int, ...], first: int, last: int, channels: int = 256) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+        self.backend = "auto"
+        self.lateral = nn.ModuleDict({f"c{s}": nn.Conv2d(stage_channels[s - 2], channels, 1) for s in range(first, 6)})
+        self.output = nn.ModuleDict({f"p{s}": nn.Conv2d(channels, channels, 3, padding=1) for s in range(first, 6)})
+        self.extra = nn.ModuleDict(
+            {
+                f"p{s}": nn.Conv2d(stage_channels[-1] if s == 6 else channels, channels, 3, stride=2, padding=1)
+                for s in range(6, last + 1)
+            }
+        )
+        for conv in (*self.lateral.values(), *self.output.values(), *self.extra.values()):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, stages: list[Tensor]) -> list[Tensor]:
+        """C2..C5 -> P{first}..P{last}, finest first."""
+        merged = self.lateral["c5"](stages[-1])
+        outputs = [self.output["p5"](merged)]
+        for s in range(4, self.first - 1, -1):
+            lateral = self.lateral[f"c{s}"](stages[s - 2])
+            merged = upsample_nearest2x(merged, add=lateral, backend=self.backend)
+            outputs.insert(0, self.output[f"p{s}"](merged))
+        x = stages[-1]
+        for conv in self.extra.values():
+            x = conv(x)
+            outputs.append(x)
+        return outputs

@@ -1,0 +1,82 @@
+"""RetinaNet's head (Lin et al. 2017): two towers of convolutions and a prediction convolution each."""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoominnet.kernels import upsample_nearest2x
+
+PRIOR_PROBABILITY = 0.01
+"""Every anchor starts as an object with this probability (RetinaNet, section 4.1)."""
+
+
+class Subnet(nn.Module):
+    """`depth` 3x3 convolutions with ReLU, then the prediction convolution; shared by the levels.
+
+    Args:
+        depth: convolutions of the tower.
+        outputs: channels predicted a cell.
+        channels: of the features and the tower.
+        upsample: layer adaption (LA): nearest 2x between tower and prediction.
+    """
+
+    def __init__(self, depth: int, outputs: int, channels: int = 256, *, upsample: bool = False) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.backend = "auto"
+        self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(depth))
+        self.predict = nn.Conv2d(channels, outputs, 3, padding=1)
+        for conv in (*self.tower, self.predict):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+
+    def run_tower(self, feature: Tensor) -> Tensor:
+        """[B, C, h, w] -> the tower's output, same shape."""
+        for conv in self.tower:
+            feature = F.relu(conv(feature))
+        return feature
+
+    def predict_from_tower(self, feature: Tensor) -> Tensor:
+        """Tower output [B, C, h, w] -> [B, outputs, h, w], or [B, outputs, 2h, 2w] with LA."""
+        if self.upsample:
+            feature = upsample_nearest2x(feature, backend=self.backend)
+        return self.predict(feature)
+
+
+class RetinaHead(nn.Module):
+    """Class logits and box deltas for every anchor of every level.
+
+    Args:
+        num_classes: classes without background.
+        num_anchors: K, anchors a cell.
+        depth: convolutions of each tower.
+        channels: of the features.
+        upsample: layer adaption (LA) in both subnets.
+    """
+
+    def __init__(
+        self, num_classes: int, num_anchors: int, depth: int, channels: int = 256, *, upsample: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_anchors = num_classes, num_anchors
+        self.classification = Subnet(depth, num_anchors * num_classes, channels, upsample=upsample)
+        self.regression = Subnet(depth, num_anchors * 4, channels, upsample=upsample)
+        nn.init.constant_(self.classification.predict.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+
+    def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The classification and the regression tower's output, a tensor a level each."""
+        return (
+            [self.classification.run_tower(x) for x in features],
+            [self.regression.run_tower(x) for x in features],
+        )
+
+    def predict_levels(self, towers: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Tower outputs -> logits [B, H*W*K, classes] and deltas [B, H*W*K, 4], a tensor a level each."""
+        logits = [self._flatten(self.classification.predict_from_tower(x), self.num_classes) for x in towers[0]]
+        deltas = [self._flatten(self.regression.predict_from_tower(x), 4) for x in towers[1]]
+        return logits, deltas
+
+    def _flatten(self, x: Tensor, width: int) -> Tensor:
+        b, _, h, w = x.shape
+        return x.view(b, self.num_anchors, width, h, w).permute(0, 3, 4, 1, 2).reshape(b, -1, width)

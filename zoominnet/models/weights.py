@@ -1,0 +1,187 @@
+"""Pretrained weights from a local file or torchvision's enums, mapped by pyramid stage, with a report of the fit."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torchvision.models import WeightsEnum, get_model_weights, get_weight
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+from zoominnet.errors import UserError
+from zoominnet.models.retinanet import RetinaNet
+
+FIRST_TORCHVISION_LEVEL = 3
+"""torchvision's RetinaNets number their FPN modules from C3 / P3."""
+
+
+class WeightsError(UserError):
+    """Weights that cannot be had or do not fit. The message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weights file gave a model. Names are the model's, except in `unused`.
+
+    Attributes:
+        source: where the weights came from.
+        loaded: tensors that were copied.
+        fresh: tensors of the model that the source lacks: they keep their initial values.
+        mismatched: tensors whose shape differs, as "name: file (…), model (…)": they keep their initial values.
+        unused: tensors of the source without a place in the model.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Human-readable summary, tensors counted by module."""
+
+        def by_module(names: tuple[str, ...]) -> str:
+            counts = Counter(".".join(re.split(r"[.:]", name)[:2]) for name in names)
+            return ", ".join(f"{module} ({n})" for module, n in counts.items())
+
+        lines = [f"weights {self.source}: {len(self.loaded)} tensors loaded"]
+        for label, names in (("not in the file", self.fresh), ("not used", self.unused)):
+            if names:
+                lines.append(f"  {label}: {by_module(names)}")
+        lines.extend(f"  shape differs: {name}" for name in self.mismatched)
+        return lines
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pt/.pth read without unpickling any object but tensors.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds anything but a flat dict of tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged or not a weights file ({str(error).splitlines()[0]})") from error
+    except Exception as error:
+        # torch.load raises pickle.UnpicklingError for anything but tensors; importing pickle to name it is not worth it.
+        raise WeightsError(f"{path}: refused, it holds more than tensors; save a plain state dict instead") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: not a state dict (a dict of name -> tensor); save model.state_dict() instead")
+    return dict(state)
+
+
+def read_stride_in_1x1(source: str | Path) -> bool | None:
+    """What the metadata of a .safetensors file say of `stride_in_1x1`; None where they or the file say nothing."""
+    path = Path(source)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("stride_in_1x1")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error
+    return None if text is None else text.lower() == "true"
+
+
+def fetch_state_dict(name: str, backbone: str) -> tuple[str, dict[str, Tensor]]:
+    """torchvision's own weights: "imagenet", "coco" or an enum's name such as "ResNet50_Weights.IMAGENET1K_V2".
+
+    Returns:
+        The enum's full name and the state dict (downloaded to torch's cache, or taken from it).
+    """
+    try:
+        if name == "imagenet":
+            weights: WeightsEnum = get_model_weights(backbone)["IMAGENET1K_V1"]
+        elif name == "coco":
+            weights = RetinaNet_ResNet50_FPN_Weights.COCO_V1
+        else:
+            weights = get_weight(name)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"--weights {name}: neither a file nor 'imagenet', 'coco', 'none' or the name of a torchvision weight enum"
+        ) from error
+    try:
+        return str(weights), dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except OSError as error:
+        raise WeightsError(
+            f"--weights {name}: {weights} cannot be downloaded ({error}); on a machine without internet give "
+            f"--weights FILE (download {weights.url} elsewhere), or --weights none to start from random values"
+        ) from error
+
+
+def load_weights(model: RetinaNet, source: str | Path) -> LoadReport:
+    """Copies every tensor of `source` that has a place in `model`, and reports the rest.
+
+    Understands torchvision's ResNets, torchvision's RetinaNets (any version, mapped by pyramid stage: what belongs to
+    P3 there goes to P3 here, whichever level a model starts at) and this project's own state dicts. fp16 tensors are
+    converted to the model's dtype.
+
+    Args:
+        model: changed in place.
+        source: a .safetensors, .pt or .pth file, or a name for :func:`fetch_state_dict`.
+
+    Raises:
+        WeightsError: not found, damaged, holding non-finite values, or nothing in it fits the backbone.
+    """
+    path = Path(source)
+    if path.suffix in (".safetensors", ".pt", ".pth") or path.exists():
+        description, state = str(source), read_state_dict(path)
+    else:
+        description, state = fetch_state_dict(str(source), model.backbone_name)
+
+    renamed = {rename_key(key): key for key in state}
+    own = model.state_dict()
+    loaded, mismatched = [], []
+    for name, tensor in own.items():
+        if name not in renamed:
+            continue
+        value = state[renamed[name]]
+        if value.shape != tensor.shape:
+            mismatched.append(f"{name}: file {tuple(value.shape)}, model {tuple(tensor.shape)}")
+        elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{description}: {renamed[name]} holds NaN or Inf; use an undamaged file")
+        else:
+            loaded.append(name)
+    backbone = [name for name in own if name.startswith("backbone.") and not name.endswith("num_batches_tracked")]
+    missing = [name for name in backbone if name not in set(loaded)]
+    if missing:
+        raise WeightsError(
+            f"{description}: does not fit {model.backbone_name}: {len(missing)} of {len(backbone)} backbone tensors are "
+            f"missing or of another shape (first: {missing[0]}); give weights of {model.backbone_name} or another --backbone"
+        )
+    model.load_state_dict({name: state[renamed[name]].to(own[name].dtype) for name in loaded}, strict=False)
+    return LoadReport(
+        source=description,
+        loaded=tuple(loaded),
+        fresh=tuple(name for name in own if name not in renamed and not name.endswith("num_batches_tracked")),
+        mismatched=tuple(mismatched),
+        unused=tuple(key for name, key in renamed.items() if name not in own),
+    )
+
+
+def rename_key(key: str) -> str:
+    """The model's name for a torchvision ResNet's or RetinaNet's tensor; other names pass unchanged."""
+    if re.match(r"(conv1|bn1|layer[1-4])\.", key):
+        return f"backbone.{key}"
+    key = re.sub(r"^backbone\.body\.", "backbone.", key)
+    if match := re.match(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:0\.)?(weight|bias)$", key):
+        stage = int(match[2]) + FIRST_TORCHVISION_LEVEL
+        return f"fpn.lateral.c{stage}.{match[3]}" if match[1] == "inner" else f"fpn.output.p{stage}.{match[3]}"
+    key = re.sub(r"^backbone\.fpn\.extra_blocks\.", "fpn.extra.", key)
+    if match := re.match(r"head\.(classification|regression)_head\.conv\.(\d)\.(?:0\.)?(weight|bias)$", key):
+        return f"head.{match[1]}.tower.{match[2]}.{match[3]}"
+    key = re.sub(r"^head\.classification_head\.cls_logits\.", "head.classification.predict.", key)
+    return re.sub(r"^head\.regression_head\.bbox_reg\.", "head.regression.predict.", key)

@@ -1,0 +1,87 @@
+"""``python -m zoominnet.train``: train a teacher, then distil a student from it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from zoominnet.command import run_command
+from zoominnet.config import PROFILES, ConfigError, TrainConfig
+from zoominnet.engine.run import CONFIG_FILE, Run
+
+RESUME_MAY_CHANGE = {"resume", "debug", "workers", "out", "keep_checkpoints", "checkpoint_every", "device"}
+"""Options that do not change what a run computes."""
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the command line asks for.
+
+    Defaults come from --profile, or with --resume from the run in --out.
+
+    Raises:
+        ConfigError: an option cannot be used as given.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--profile", default="paper")
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--out", type=Path)
+    known, _ = first.parse_known_args(arguments)
+    default = PROFILES.get(known.profile, PROFILES["paper"])
+    saved = None
+    if known.resume:
+        saved = read_config((known.out or default.out) / CONFIG_FILE)
+        default = saved
+    config = tyro.cli(
+        TrainConfig, args=arguments, default=default, prog="python -m zoominnet.train", description=__doc__
+    )
+    config.check()
+    if saved is not None:
+        changed = [
+            f"--{f.name.replace('_', '-')} (was {getattr(saved, f.name)}, is {getattr(config, f.name)})"
+            for f in dataclasses.fields(TrainConfig)
+            if f.name not in RESUME_MAY_CHANGE and getattr(saved, f.name) != getattr(config, f.name)
+        ]
+        if changed:
+            raise ConfigError(
+                f"--resume: {', '.join(changed)}: a run goes on as it began; start another in a new --out"
+            )
+    return config
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration that a run wrote.
+
+    Raises:
+        ConfigError: missing or damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["out"] = Path(values["out"])
+        for name in ("synthetic_images", "decay_at"):
+            values[name] = tuple(values[name])
+        return TrainConfig(**values)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"--resume: {path} does not exist; name the --out of a run that was begun, or leave out --resume"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--resume: {path} is damaged or of another version; start another run in a new --out"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 (user error), 65 (diverged), 74 (input or output failed), 130/143 (stopped)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command("zoominnet.train", lambda: Run(parse(arguments), Console()).run(), debug="--debug" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

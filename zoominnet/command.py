@@ -17,8 +17,17 @@ EXIT_USER_ERROR, EXIT_IO_ERROR, EXIT_INTERRUPTED = 2, 74, 130
 """Exit statuses: options or data that cannot be used; a file that cannot be read or written; Ctrl-C."""
 
 
+WIDTH_WITHOUT_TERMINAL = 120
+
+
 class DeviceError(UserError):
     """There is no such device here."""
+
+
+def make_console() -> Console:
+    """The terminal as it is; where there is none, lines wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH_WITHOUT_TERMINAL)
 
 
 def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
@@ -89,9 +98,10 @@ def open_data(
         f"{regions} ignored regions",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     for line in opened.report.lines():
-        console.print(f"  {line}", style="yellow", highlight=False, markup=False)
+        console.print(f"  {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return opened
 
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import zoominnet
+from zoominnet.command import make_console
 from zoominnet.kernels import available_backends
 
 PACKAGES = (
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_column(column, overflow="fold")
     for what, state, remedy in rows():
         table.add_row(escape(what), escape(state), escape(remedy))
-    Console().print(table)
+    make_console().print(table)
     return 0
 
 

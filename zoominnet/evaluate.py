@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zoominnet.command import check_same_classes, choose_device, open_data, run_command
+from zoominnet.command import check_same_classes, choose_device, make_console, open_data, run_command
 from zoominnet.data import Split
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.inference import InputPath, predict_split
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.command)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m zoominnet.evaluate", description=__doc__)
-    console = Console()
+    console = make_console()
 
     def job() -> None:
         if config.json is not None and config.json.exists():

@@ -97,4 +97,6 @@ class StepDisplay:
             self._progress.update(self._task, completed=step, text=text)
         elif step % self._every == 0 or step == self._total:
             left = (self._total - step) * (time.monotonic() - self._start) / max(1, step - self._first)
-            self._console.print(f"{self._phase} {step}/{self._total} {text} ETA {left:.0f} s", highlight=False)
+            self._console.print(
+                f"{self._phase} {step}/{self._total} {text} ETA {left:.0f} s", highlight=False, soft_wrap=True
+            )

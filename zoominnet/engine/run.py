@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import rich.box
+import rich.markup
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -59,7 +60,7 @@ class Run:
         self.config = config
 
     def say(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, highlight=False, markup=False)
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self.say(text, style="yellow")
@@ -237,11 +238,11 @@ class Run:
         scores = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
         title = f"COCO scores on {self.val.name} ({len(self.val.records)} images)"
         table = Table(title=title, box=rich.box.SIMPLE_HEAD)
-        for column in ("model", "input px", *scores, "GFLOPs", "parameters"):
+        for column in ("model", "input px", *scores, "GFLOPs", "M params"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for row in rows.values():
             values = ["-" if row[score] is None else f"{row[score]:.4f}" for score in scores]
-            cost = (f"{row['gflops']:.1f}", f"{row['parameters'] / 1e6:.1f} M")
+            cost = (f"{row['gflops']:.1f}", f"{row['parameters'] / 1e6:.1f}")
             table.add_row(row["label"], str(row["image_size"]), *values, *cost)
         return table
 

@@ -312,9 +312,9 @@ class Phase:
         else:
             self._skip(batch, loss, norm)
         self.scaler.update()
-        values: dict[str, Any] = {"loss": float(loss), **{k: float(v) for k, v in losses.task.items()}}
+        values: dict[str, Any] = {"loss": float(loss.detach()), **{k: float(v.detach()) for k, v in losses.task.items()}}
         if losses.distill is not None:
-            values["distill"] = float(losses.distill.loss)
+            values["distill"] = float(losses.distill.loss.detach())
             values["distill_levels"] = losses.distill.level_losses.tolist()
             values["coverage"] = losses.distill.coverage.tolist()
             if ratio is not None:
@@ -326,7 +326,7 @@ class Phase:
         self.skipped_in_a_row += 1
         ids = [target["image_id"] for target in batch.targets]
         self.console.print(
-            f"[yellow]{self.name} step {self.step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}: "
+            f"[yellow]{self.name} step {self.step + 1}: loss {float(loss.detach()):g}, gradient norm {float(norm):g}: "
             f"step skipped (images {ids})[/]",
             highlight=False,
         )

@@ -1,0 +1,87 @@
+"""The operators' schemas, and the one way to register an operator.
+
+Each operation has one schema. Each backend that implements it is an operator of its own under that schema, named
+``zoominnet::<operation>_<backend>``: the operators differ in speed, never in arguments, results or gradients. A
+backend written in C++ adds an implementation only; its schema, fake and gradient come from here as well.
+
+Sizes: B images, L levels, H x W cells of a level, K anchors a cell, A anchors in all, G boxes in all images together.
+The boxes of a batch are one Tensor[G, 4] (x1, y1, x2, y2 px), image after image, with `counts[b]` boxes for image b.
+`strides` and `shapes` hold (y, x) and (H, W) of each level one after the other. No output of an operator shares
+memory with another output or with an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = "zoominnet"
+
+_BOXES = "Tensor boxes, SymInt[] counts"
+_GRIDS = "Tensor[] base_anchors, float[] strides, SymInt[] shapes"
+
+SCHEMAS: dict[str, str] = {
+    # mask: bool[sum of B*H*W], level after level, each [B, H, W]; lam: float64[L, B]; max_iou: IoU dtype [L, G]
+    "akdp_mask": f"({_BOXES}, {_GRIDS}, int mode, float factor, bool all_levels)"
+    " -> (Tensor mask, Tensor lam, Tensor max_iou)",
+    # anchors: [H, W, K, 4]; the outputs are those of one level
+    "akdp_mask_dense": f"({_BOXES}, Tensor anchors, int mode, float factor)"
+    " -> (Tensor mask, Tensor lam, Tensor max_iou)",
+    # int64[B, A]
+    "max_iou_assign": f"({_BOXES}, {_GRIDS}, float positive, float negative, bool allow_low_quality) -> Tensor",
+    # anchors: [A, 4]
+    "max_iou_assign_dense": f"({_BOXES}, Tensor anchors, float positive, float negative, bool allow_low_quality)"
+    " -> Tensor",
+    # student [B, C, h, w], teacher [B, C, H, W], mask bool[B, H, W]; loss: float32 or float64 scalar; count: int64
+    # scalar, the masked positions of the batch
+    "pa_l2_loss": "(Tensor student, Tensor teacher, Tensor mask, bool channel_mean) -> (Tensor loss, Tensor count)",
+    # grad_out: of the loss; result: as student
+    "pa_l2_loss_backward": "(Tensor grad_out, Tensor student, Tensor teacher, Tensor mask, Tensor count,"
+    " bool channel_mean) -> Tensor",
+    # x [B, C, H, W], add and result [B, C, 2H, 2W]
+    "upsample_nearest2x": "(Tensor x, Tensor? add) -> Tensor",
+    # grad_out [B, C, 2H, 2W], result [B, C, H, W]
+    "upsample_nearest2x_backward": "(Tensor grad_out) -> Tensor",
+}
+
+
+def register_operator(
+    operation: str,
+    backend: str,
+    implementation: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Defines the operator ``zoominnet::<operation>_<backend>``.
+
+    Args:
+        operation: a key of :data:`SCHEMAS`.
+        backend: suffix of the operator.
+        implementation: the Python function that runs for tensors of every device.
+        fake: gives empty outputs of the right shapes, dtypes and strides.
+        backward, setup_context: as :func:`torch.library.register_autograd` takes them.
+    """
+    name = f"{NAMESPACE}::{operation}_{backend}"
+    torch.library.define(name, SCHEMAS[operation], tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(name, "default", implementation)
+    torch.library.register_fake(name, fake)
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+
+def operator(operation: str, backend: str) -> Callable[..., Any]:
+    """The registered operator ``zoominnet::<operation>_<backend>``."""
+    return getattr(torch.ops.zoominnet, f"{operation}_{backend}").default
+
+
+def mark_outputs_non_differentiable(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """`setup_context` of an operator without gradient."""
+    ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+
+
+def no_gradient(ctx: Any, *grads: torch.Tensor | None) -> tuple[None, ...]:
+    """`backward` of an operator without gradient."""
+    return (None,) * len(ctx.needs_input_grad)

@@ -1,0 +1,235 @@
+"""The AKDP mask: public functions, operator registration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+from .._checks import check_dim, check_floating, gather_boxes
+from .._dispatch import choose_backend
+from .._numerics import accumulation_dtype
+from .._schemas import mark_outputs_non_differentiable, no_gradient, operator, register_operator
+from ..anchor_grid import AnchorGrid, flatten_grids
+from .reference import ADAPTIVE, ADAPTIVE_NONZERO, FACTOR, akdp_mask_dense_reference, akdp_mask_reference
+
+Threshold: TypeAlias = float | Literal["adaptive", "adaptive-nonzero"]
+Scope: TypeAlias = Literal["level", "all"]
+
+
+class AkdpStats(NamedTuple):
+    """What an AKDP mask was made from, for one level.
+
+    For one image; for a batch, `lam` and `coverage` have shape [B] and `max_iou` is a list of B tensors.
+
+    Attributes:
+        lam: float64 scalar, the lambda (or the fixed factor); the threshold of box g is ``lam * max_iou[g]``.
+        max_iou: Tensor[G], float32 or float64, the greatest IoU of each box with an anchor, in [0, 1].
+        coverage: float64 scalar, the share of cells that the mask selects, in [0, 1]; 0 for a level without cells.
+    """
+
+    lam: Tensor
+    max_iou: Tensor | list[Tensor]
+    coverage: Tensor
+
+
+@overload
+def akdp_mask(
+    anchors: Tensor | AnchorGrid,
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    threshold: Threshold = "adaptive",
+    scope: Scope = "level",
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def akdp_mask(
+    anchors: Sequence[AnchorGrid],
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    threshold: Threshold = "adaptive",
+    scope: Scope = "level",
+    backend: str = "auto",
+) -> list[Tensor]: ...
+def akdp_mask(
+    anchors: Tensor | AnchorGrid | Sequence[AnchorGrid],
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    threshold: Threshold = "adaptive",
+    scope: Scope = "level",
+    backend: str = "auto",
+) -> Tensor | list[Tensor]:
+    """Mask of the key positions that a student should learn from (adaptive key distillation positions).
+
+    A cell is selected where the IoU of one of its anchors with a box is greater than ``lambda * max IoU of that box``,
+    with ``lambda = mean(iou) + std(iou)`` over all pairs of an anchor and a box of the image (paper, section 3.3.1,
+    equations 15 to 17; with ``threshold=0.5`` the rule of Wang et al. 2019).
+
+    Args:
+        anchors: Tensor[H, W, K, 4] (x1, y1, x2, y2 px), an :class:`AnchorGrid`, or a list of these grids, one a
+            level, of the same dtype and device. Floating point; any strides.
+        gt_boxes: Tensor[G, 4] (x1, y1, x2, y2 px) of one image, or a list of B such tensors. G and B may be 0.
+        threshold: "adaptive"; "adaptive-nonzero", the lambda over the pairs that overlap alone; or a factor in (0, 1)
+            in place of the lambda.
+        scope: "level" takes lambda and each box's maximum over the anchors of each level, "all" over all levels'.
+        backend: "auto" or a name of :func:`available_backends`.
+
+    Returns:
+        bool[H, W] for one image, bool[B, H, W] for a list; a list of these for a list of grids. No gradient.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+        BackendUnavailableError: `backend` names one that cannot run here.
+
+    Numerics:
+        IoU in float32, or float64 where boxes or anchors are float64; sums in float64; std with correction 1. A
+        degenerate or non-finite box or anchor has IoU 0. The exact contract stands in `reference.py`.
+
+    Example:
+        >>> grid = AnchorGrid(torch.tensor([[-12.0, -12.0, 12.0, 12.0]]), stride=(8, 8), shape=(64, 64))
+        >>> akdp_mask(grid, torch.tensor([[100.0, 100.0, 124.0, 124.0]])).sum()
+        tensor(25)
+    """
+    masks, _, _, batched, _ = _run(anchors, gt_boxes, threshold, scope, backend)
+    if not batched:
+        masks = [mask[0] for mask in masks]
+    return masks[0] if isinstance(anchors, Tensor | AnchorGrid) else masks
+
+
+@overload
+def akdp_stats(
+    anchors: Tensor | AnchorGrid,
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    threshold: Threshold = "adaptive",
+    scope: Scope = "level",
+    backend: str = "auto",
+) -> AkdpStats: ...
+@overload
+def akdp_stats(
+    anchors: Sequence[AnchorGrid],
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    threshold: Threshold = "adaptive",
+    scope: Scope = "level",
+    backend: str = "auto",
+) -> list[AkdpStats]: ...
+def akdp_stats(
+    anchors: Tensor | AnchorGrid | Sequence[AnchorGrid],
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    threshold: Threshold = "adaptive",
+    scope: Scope = "level",
+    backend: str = "auto",
+) -> AkdpStats | list[AkdpStats]:
+    """What :func:`akdp_mask` makes of the same arguments, in figures, for logs and plots.
+
+    Returns:
+        :class:`AkdpStats`; a list of them, one a level, for a list of grids.
+
+    Example:
+        >>> grid = AnchorGrid(torch.tensor([[-12.0, -12.0, 12.0, 12.0]]), stride=(8, 8), shape=(64, 64))
+        >>> akdp_stats(grid, torch.tensor([[100.0, 100.0, 124.0, 112.0]])).max_iou
+        tensor([0.5000])
+    """
+    masks, lam, max_iou, batched, counts = _run(anchors, gt_boxes, threshold, scope, backend)
+    levels = []
+    for mask, level_lam, level_max_iou in zip(masks, lam, max_iou, strict=True):
+        cells = mask.shape[1] * mask.shape[2]
+        coverage = mask.sum((1, 2)).double() / max(cells, 1)
+        if batched:
+            levels.append(AkdpStats(level_lam, list(level_max_iou.split(counts)), coverage))
+        else:
+            levels.append(AkdpStats(level_lam[0], level_max_iou, coverage[0]))
+    return levels[0] if isinstance(anchors, Tensor | AnchorGrid) else levels
+
+
+def _run(
+    anchors: Tensor | AnchorGrid | Sequence[AnchorGrid],
+    gt_boxes: Tensor | Sequence[Tensor],
+    threshold: Threshold,
+    scope: Scope,
+    backend: str,
+) -> tuple[list[Tensor], Tensor, Tensor, bool, list[int]]:
+    """The levels' masks [B, H, W], lam [L, B] and max_iou [L, G], whether a batch was given, and its counts."""
+    mode, factor = _mode(threshold)
+    if scope not in ("level", "all"):
+        raise ValueError(f"scope must be 'level' or 'all', got {scope!r}")
+    if isinstance(anchors, Tensor):
+        check_floating("anchors", anchors)
+        check_dim("anchors", anchors, "[H, W, K, 4]")
+        if anchors.shape[3] != 4:
+            raise ValueError(f"anchors must have shape [H, W, K, 4], got {list(anchors.shape)}")
+        boxes, counts, batched = gather_boxes(gt_boxes, anchors)
+        chosen = choose_backend("akdp_mask", backend, boxes.device.type)
+        shapes = [anchors.shape[0], anchors.shape[1]]
+        mask, lam, max_iou = operator("akdp_mask_dense", chosen)(boxes, counts, anchors, mode, factor)
+    else:
+        base_anchors, strides, shapes = flatten_grids(anchors)
+        boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
+        chosen = choose_backend("akdp_mask", backend, boxes.device.type)
+        mask, lam, max_iou = operator("akdp_mask", chosen)(
+            boxes, counts, base_anchors, strides, shapes, mode, factor, scope == "all"
+        )
+    sizes = [(len(counts), h, w) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
+    parts = mask.split([math.prod(size) for size in sizes])
+    return [part.view(size) for part, size in zip(parts, sizes, strict=True)], lam, max_iou, batched, counts
+
+
+def _mode(threshold: Threshold) -> tuple[int, float]:
+    """The operator's `mode` and `factor`."""
+    if isinstance(threshold, str):
+        if threshold == "adaptive":
+            return ADAPTIVE, 0.0
+        if threshold == "adaptive-nonzero":
+            return ADAPTIVE_NONZERO, 0.0
+    elif isinstance(threshold, int | float) and 0 < threshold < 1:
+        return FACTOR, float(threshold)
+    raise ValueError(f"threshold must be 'adaptive', 'adaptive-nonzero' or a factor between 0 and 1, got {threshold!r}")
+
+
+def _fake(
+    boxes: Tensor,
+    counts: list[int],
+    base_anchors: list[Tensor],
+    strides: list[float],
+    shapes: list[int],
+    mode: int,
+    factor: float,
+    all_levels: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    cells = sum(h * w for h, w in zip(shapes[::2], shapes[1::2], strict=True))
+    return _empty_outputs(boxes, counts, cells, len(base_anchors), accumulation_dtype(boxes, *base_anchors))
+
+
+def _fake_dense(
+    boxes: Tensor, counts: list[int], anchors: Tensor, mode: int, factor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_outputs(boxes, counts, anchors.shape[0] * anchors.shape[1], 1, accumulation_dtype(boxes, anchors))
+
+
+def _empty_outputs(
+    boxes: Tensor, counts: list[int], cells: int, levels: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        boxes.new_empty((len(counts) * cells,), dtype=torch.bool),
+        boxes.new_empty((levels, len(counts)), dtype=torch.float64),
+        boxes.new_empty((levels, boxes.shape[0]), dtype=dtype),
+    )
+
+
+for _operation, _implementation, _fake_implementation in (
+    ("akdp_mask", akdp_mask_reference, _fake),
+    ("akdp_mask_dense", akdp_mask_dense_reference, _fake_dense),
+):
+    register_operator(
+        _operation,
+        "reference",
+        _implementation,
+        fake=_fake_implementation,
+        backward=no_gradient,
+        setup_context=mark_outputs_non_differentiable,
+    )

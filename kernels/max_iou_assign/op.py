@@ -1,0 +1,133 @@
+"""Assignment of anchors to boxes by IoU: public function, operator registration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from .._checks import check_floating, gather_boxes
+from .._dispatch import choose_backend
+from .._schemas import mark_outputs_non_differentiable, no_gradient, operator, register_operator
+from ..anchor_grid import AnchorGrid, flatten_grids
+from .reference import max_iou_assign_dense_reference, max_iou_assign_reference
+
+
+@overload
+def max_iou_assign(
+    anchors: Tensor | AnchorGrid | Sequence[AnchorGrid],
+    gt_boxes: Tensor,
+    *,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    allow_low_quality: bool = True,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def max_iou_assign(
+    anchors: Tensor | AnchorGrid | Sequence[AnchorGrid],
+    gt_boxes: Sequence[Tensor],
+    *,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    allow_low_quality: bool = True,
+    backend: str = "auto",
+) -> list[Tensor]: ...
+def max_iou_assign(
+    anchors: Tensor | AnchorGrid | Sequence[AnchorGrid],
+    gt_boxes: Tensor | Sequence[Tensor],
+    *,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    allow_low_quality: bool = True,
+    backend: str = "auto",
+) -> Tensor | list[Tensor]:
+    """Assigns to each anchor the box that it overlaps most, by the rules of torchvision's ``Matcher``.
+
+    An anchor whose greatest IoU is at least `positive` gets the index of that box, the first of equal ones; one below
+    `negative` gets -1 (background); the others -2 (neither). With `allow_low_quality`, each anchor that reaches a
+    box's greatest IoU over all anchors, ties included, also gets the index of the box that it overlaps most itself.
+
+    Args:
+        anchors: Tensor[..., 4] (x1, y1, x2, y2 px), an :class:`AnchorGrid`, or a list of these grids, one a level, of
+            the same dtype and device. Floating point; any strides.
+        gt_boxes: Tensor[G, 4] (x1, y1, x2, y2 px) of one image, or a list of B such tensors. G and B may be 0.
+        positive, negative: IoU thresholds, 0 <= negative <= positive <= 1.
+        allow_low_quality: whether a box's best anchors are kept whatever their IoU.
+        backend: "auto" or a name of :func:`available_backends`.
+
+    Returns:
+        int64[A] for one image, a list of B of them for a list; A in level, row, column, anchor order. No gradient.
+        All -1 for an image without boxes.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+        BackendUnavailableError: `backend` names one that cannot run here.
+
+    Numerics:
+        IoU in float32, or float64 where boxes or anchors are float64. A degenerate or non-finite box or anchor has
+        IoU 0, and a box whose greatest IoU is 0 keeps no anchor, which differs from torchvision. The exact contract
+        stands in `reference.py`.
+
+    Example:
+        >>> anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0]])
+        >>> max_iou_assign(anchors, torch.tensor([[0.0, 0.0, 8.0, 6.0]]))
+        tensor([ 0, -1])
+    """
+    if not 0 <= negative <= positive <= 1:
+        raise ValueError(
+            f"thresholds must satisfy 0 <= negative <= positive <= 1, got negative={negative!r}, positive={positive!r}"
+        )
+    thresholds = (float(positive), float(negative), allow_low_quality)
+    if isinstance(anchors, Tensor):
+        check_floating("anchors", anchors)
+        if anchors.dim() < 2 or anchors.shape[-1] != 4:
+            raise ValueError(
+                f"anchors must have shape [..., 4] with at least two dimensions, got {list(anchors.shape)}"
+            )
+        boxes, counts, batched = gather_boxes(gt_boxes, anchors)
+        chosen = choose_backend("max_iou_assign", backend, boxes.device.type)
+        flat = anchors.flatten(0, -2)
+        assigned = operator("max_iou_assign_dense", chosen)(boxes, counts, flat, *thresholds)
+    else:
+        base_anchors, strides, shapes = flatten_grids(anchors)
+        boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
+        chosen = choose_backend("max_iou_assign", backend, boxes.device.type)
+        assigned = operator("max_iou_assign", chosen)(boxes, counts, base_anchors, strides, shapes, *thresholds)
+    return list(assigned.unbind()) if batched else assigned[0]
+
+
+def _fake(
+    boxes: Tensor,
+    counts: list[int],
+    base_anchors: list[Tensor],
+    strides: list[float],
+    shapes: list[int],
+    positive: float,
+    negative: float,
+    allow_low_quality: bool,
+) -> Tensor:
+    total = sum(base.shape[0] * shapes[2 * i] * shapes[2 * i + 1] for i, base in enumerate(base_anchors))
+    return boxes.new_empty((len(counts), total), dtype=torch.int64)
+
+
+def _fake_dense(
+    boxes: Tensor, counts: list[int], anchors: Tensor, positive: float, negative: float, allow_low_quality: bool
+) -> Tensor:
+    return boxes.new_empty((len(counts), anchors.shape[0]), dtype=torch.int64)
+
+
+for _operation, _implementation, _fake_implementation in (
+    ("max_iou_assign", max_iou_assign_reference, _fake),
+    ("max_iou_assign_dense", max_iou_assign_dense_reference, _fake_dense),
+):
+    register_operator(
+        _operation,
+        "reference",
+        _implementation,
+        fake=_fake_implementation,
+        backward=no_gradient,
+        setup_context=mark_outputs_non_differentiable,
+    )

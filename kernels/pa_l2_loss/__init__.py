@@ -1,0 +1,5 @@
+"""Squared feature distance at the key positions, for distillation."""
+
+from .op import pa_l2_loss
+
+__all__ = ["pa_l2_loss"]

@@ -1,0 +1,254 @@
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from zoominnet.data.images import ImageError, decode_image, inspect_images, list_images, read_image_header
+
+HEIGHT, WIDTH = 48, 64
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+
+
+def save(
+    path: Path, pixels: np.ndarray = PIXELS, mode: str | None = None, format: str | None = None, **options
+) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, format=format, **options)
+    return path
+
+
+def as_array(image: torch.Tensor) -> np.ndarray:
+    assert image.dtype == torch.uint8
+    return image.permute(1, 2, 0).numpy()
+
+
+def png_bomb(side: int) -> bytes:
+    """A PNG of a few bytes whose header claims side x side RGB pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_bomb(path: Path) -> bytes:
+    """A real JPEG whose frame header claims 65000 x 65000."""
+    data = bytearray(save(path).read_bytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+def test_lossless_formats_are_decoded_exactly(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    assert read_image_header(path)[:2] == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(as_array(decode_image(path)), PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_modes_equal_pillow(tmp_path: Path, mode: str) -> None:
+    path = save(tmp_path / "a.jpg", mode=mode)
+    expected = np.array(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(as_array(decode_image(path)), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1"])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = save(tmp_path / f"a.{suffix}", mode=mode)
+    expected = np.array(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(as_array(decode_image(path)), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_gray_keeps_the_high_byte(tmp_path: Path, suffix: str) -> None:
+    gray = RNG.integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
+    path = save(tmp_path / f"a.{suffix}", gray)
+    np.testing.assert_array_equal(as_array(decode_image(path)), np.repeat((gray // 256)[..., None], 3, axis=2))
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tiff", PIXELS[..., 0].astype(np.float32))
+    with pytest.raises(ImageError, match=r"a\.tiff.*mode 'F'.*8-bit RGB"):
+        decode_image(path)
+
+
+def test_png_named_jpg_works(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", format="PNG")
+    assert read_image_header(path).format == "PNG"
+    np.testing.assert_array_equal(as_array(decode_image(path)), PIXELS)
+
+
+def test_a_drone_s_jpeg_with_a_preview_is_its_first_picture(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    preview = Image.fromarray(PIXELS[::2, ::2])
+    Image.fromarray(PIXELS).save(path, format="MPO", save_all=True, append_images=[preview])
+    assert read_image_header(path).format == "MPO"
+    np.testing.assert_array_equal(as_array(decode_image(path)), np.array(Image.open(path).convert("RGB")))
+
+
+def test_exif_rotation_is_told_but_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.jpg", exif=exif)
+    assert read_image_header(path) == (WIDTH, HEIGHT, "JPEG", 6)
+    assert decode_image(path).shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_header_and_pixels_agree_on_the_orientation(tmp_path: Path, orientation: int) -> None:
+    path = save(tmp_path / "a.tiff", tiffinfo={0x0112: orientation})
+    header = read_image_header(path)
+    assert header.orientation == 1
+    assert decode_image(path).shape == (3, header.height, header.width)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.jpg", {}), ("a.jpg", {"progressive": True}), ("a.png", {}), ("a.bmp", {}), ("a.webp", {"lossless": True})],
+)
+def test_truncated_images_are_refused(tmp_path: Path, name: str, options: dict, share: float) -> None:
+    path = save(tmp_path / name, **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ImageError, match=name) as caught:
+        decode_image(path)
+    assert caught.value.verdict == "unreadable image"
+    assert "\n" not in str(caught.value)
+
+
+def test_pillow_s_switch_for_truncated_images_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.bmp")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ImageError, match="LOAD_TRUNCATED_IMAGES"):
+        decode_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"no image at all\n" * 9, "not a readable JPEG"), (b"GIF89a" + bytes(50), "not a readable")],
+)
+def test_files_that_are_no_image(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for read in (read_image_header, decode_image):
+        with pytest.raises(ImageError, match=rf"a\.jpg: .*{reason}"):
+            read(path)
+
+
+def test_missing_file_and_named_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    for path in (tmp_path / "none.jpg", pipe):
+        with pytest.raises(ImageError, match="no such image file") as caught:
+            read_image_header(path)
+        assert caught.value.verdict == "image file missing"
+
+
+def test_the_size_limit_is_in_pixels(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png")
+    assert read_image_header(path, max_pixels=WIDTH * HEIGHT).width == WIDTH
+    for read in (read_image_header, decode_image):
+        with pytest.raises(ImageError, match="64x48 px is over the limit") as caught:
+            read(path, max_pixels=WIDTH * HEIGHT - 1)
+        assert caught.value.verdict == "image over the size limit"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_huge_claim_is_refused_before_any_allocation(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"bomb.{kind}"
+    path.write_bytes(png_bomb(65000) if kind == "png" else jpeg_bomb(tmp_path / "a.jpg"))
+    with pytest.raises(ImageError, match="bomb") as caught:
+        decode_image(path)
+    assert caught.value.verdict == "image over the size limit"
+    between = tmp_path / "between.png"  # under Pillow's own limit, over ours
+    between.write_bytes(png_bomb(10_001))
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ImageError, match="10001x10001 px is over the limit of 100 megapixels"),
+    ):
+        decode_image(between)
+
+
+def test_memory_of_a_refused_bomb(tmp_path: Path) -> None:
+    """The 12.7 GB that the header claims must not even be reserved: address space is capped well below them."""
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_bomb(65000))
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from zoominnet.data.images import ImageError, decode_image\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "try: decode_image(Path(sys.argv[1]))\n"
+        "except ImageError as error: print(error.verdict)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.stdout == "image over the size limit\n", done.stderr
+
+
+def test_image_error_survives_a_worker_process(tmp_path: Path) -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg: cut off", "image file missing")))
+    assert (str(error), error.verdict) == ("a.jpg: cut off", "image file missing")
+
+
+def test_listing_is_sorted_recursive_and_leaves_out_hidden_and_other_files(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "sub/c.webp", "._a.png", "Thumbs.db", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.as_posix() for path in list_images(tmp_path)] == ["a.png", "b.JPG", "sub/c.webp"]
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_inspection_keeps_the_order_and_the_root(tmp_path: Path, decode: bool) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    inside, outside = save(root / "a.png"), save(tmp_path / "out.png")
+    link, loop, inner_link = root / "link.png", root / "loop.png", root / "inner.png"
+    link.symlink_to(outside)
+    loop.symlink_to(loop)
+    inner_link.symlink_to(inside)
+    truncated = root / "cut.png"
+    truncated.write_bytes(inside.read_bytes()[:5000])
+    results = list(inspect_images([inside, link, loop, truncated, inner_link], root, decode=decode))
+    kinds = [result.verdict if isinstance(result, ImageError) else result[:2] for result in results]
+    outside_verdict = "path leads outside the data folder"
+    cut = "unreadable image" if decode else (WIDTH, HEIGHT)
+    assert kinds[0] == (WIDTH, HEIGHT) == kinds[4]
+    assert kinds[1] == outside_verdict
+    assert kinds[2] in (outside_verdict, "image file missing")  # by the Python version
+    assert kinds[3] == cut
+    linked_root = tmp_path / "linked"
+    linked_root.symlink_to(root)
+    assert next(iter(inspect_images([linked_root / "a.png"], linked_root, decode=decode)))[:2] == (WIDTH, HEIGHT)
+
+
+@pytest.mark.shared_data
+def test_real_images(tmp_path: Path) -> None:
+    folder = SHARED / "data" / "visdrone-mini" / "val" / "images"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    paths = [folder / name for name in list_images(folder)]
+    assert len(paths) == 106
+    for path in paths[::25]:
+        np.testing.assert_array_equal(as_array(decode_image(path)), np.array(Image.open(path).convert("RGB")))
+    list(inspect_images(paths, folder, decode=False))
+    start = time.process_time()
+    headers = list(inspect_images(paths, folder, decode=False))
+    # The target of RELIABILITY is 500 images a second and core; measured are several thousand.
+    assert len(headers) / (time.process_time() - start) > 500

@@ -1,0 +1,933 @@
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+
+from zoominnet.data import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split, find_splits, open_split
+from zoominnet.data import coco as coco_format
+from zoominnet.data.annotations import BoxCollector, number_lines
+from zoominnet.data.records import DataReport
+from zoominnet.data.visdrone import _add_line
+
+WIDTH, HEIGHT = 100, 80
+SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+NO_FILE = "no annotation file: used as an image without objects"
+EMPTY_FILE = "empty annotation file: used as an image without objects"
+OUTSIDE = "path leads outside the data folder"
+
+
+def shared(name: str) -> Path:
+    path = SHARED_DATA / name
+    if not path.is_dir():
+        pytest.skip(f"{path} is not here")
+    return path
+
+
+def make_image(path: Path, width: int = WIDTH, height: int = HEIGHT, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (90, 120, 60)).save(path, **options)
+    return path
+
+
+def put(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def visdrone(folder: Path, files: dict[str, str | bytes | None]) -> Path:
+    """A VisDrone folder of 100 x 80 images by the contents of their txt files; None leaves the file out."""
+    for name, content in files.items():
+        make_image(folder / "images" / f"{name}.jpg")
+        if content is not None:
+            put(folder / "annotations" / f"{name}.txt", content)
+    return folder
+
+
+def read_line(tmp_path: Path, content: str | bytes) -> Split:
+    """One image with `content` for its annotations, and another so that there is something to read."""
+    visdrone(tmp_path / "train", {"a": content, "b": "1,2,3,4,1,1,0,0"})
+    return open_split(tmp_path, "train")
+
+
+def assert_same_records(first: Split, second: Split) -> None:
+    assert len(first.records) == len(second.records)
+    for one, other in zip(first.records, second.records, strict=True):
+        assert (one.image_id, one.width, one.height) == (other.image_id, other.width, other.height)
+        assert one.path is not None
+        assert other.path is not None
+        assert one.path.resolve() == other.path.resolve()
+        for name in ("boxes", "labels", "ignored", "ignored_labels"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def assert_valid(record: ImageRecord) -> None:
+    for boxes, labels in ((record.boxes, record.labels), (record.ignored, record.ignored_labels)):
+        assert boxes.dtype == np.float32
+        assert labels.dtype == np.int64
+        assert boxes.shape == (len(labels), 4)
+        assert np.isfinite(boxes).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= [record.width, record.height, record.width, record.height]).all()
+        assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+
+
+# VisDrone: the verdict of each line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "10,20,30,40,1,4,0,0",
+        "10,20,30,40,1,4,0,0,",
+        "10,20,30,40,1,4,0,0\r",
+        " 10 , 20,30\t,40,1,4, 0,0  ",
+        "\n\n10,20,30,40,1,4,0,0\n   \n",
+        b"\xef\xbb\xbf10,20,30,40,1,4,0,0\r\n\r\n",
+        "10.0,2e1,+30,40.,1,4,0,0",
+        "10,20,30,40,0.9,4,1,2",
+    ],
+)
+def test_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
+    split = read_line(tmp_path, line)
+    record = split.records[0]
+    np.testing.assert_array_equal(record.boxes, [[10, 20, 40, 60]])
+    np.testing.assert_array_equal(record.labels, [3])
+    assert len(record.ignored) == 0
+    assert not split.report
+    assert_valid(record)
+
+
+@pytest.mark.parametrize(
+    ("line", "label"),
+    [
+        ("10,20,30,40,0,0,0,0", ANY_CLASS),
+        ("10,20,30,40,1,0,0,0", ANY_CLASS),
+        ("10,20,30,40,0,11,0,0", ANY_CLASS),
+        ("10,20,30,40,1,11,0,0", ANY_CLASS),
+        ("10,20,30,40,0,1,0,0", 0),
+        ("10,20,30,40,0,10,0,0", 9),
+    ],
+)
+def test_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
+    split = read_line(tmp_path, line)
+    record = split.records[0]
+    assert len(record.boxes) == 0
+    np.testing.assert_array_equal(record.ignored, [[10, 20, 40, 60]])
+    np.testing.assert_array_equal(record.ignored_labels, [label])
+    assert not split.report
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("nan,20,30,40,1,4,0,0", "not a finite number"),
+        ("10,20,inf,40,1,4,0,0", "not a finite number"),
+        ("10,20,-Infinity,40,1,4,0,0", "not a finite number"),
+        ("1e999,20,30,40,1,4,0,0", "not a finite number"),
+        ("1e308,20,1e308,40,1,4,0,0", "not a finite number"),
+        ("10,20,30,40,1,4,0,x", "not a finite number"),
+        ("10,20,30,40,nan,4,0,0", "not a finite number"),
+        ("10,,30,40,1,4,0,0", "not a finite number"),
+        ("1_0,20,30,40,1,4,0,0", "not a finite number"),
+        ("\u0661\u0660,20,30,40,1,4,0,0", "not a finite number"),
+        ("10;20;30;40;1;4;0;0", "not 8 fields"),
+        ("10,20,30,40,1,4", "not 8 fields"),
+        ("10,20,30", "not 8 fields"),
+        ("10,20,30,40,1,4,0,0,,", "not 8 fields"),
+        ("10,20,30,40,1,4,0,010,20,30,40,1,4,0,0", "not 8 fields"),
+        (",", "not 8 fields"),
+        (b"10,20,30,40,1,4,0,\xff", "not UTF-8"),
+        ("10,20,30,40,1,12,0,0", "unknown class"),
+        ("10,20,30,40,1,-1,0,0", "unknown class"),
+        ("10,20,30,40,1,99,0,0", "unknown class"),
+        ("10,20,30,40,1,3.5,0,0", "unknown class"),
+        ("10,20,0,40,1,4,0,0", "side of zero or less"),
+        ("10,20,30,0,1,4,0,0", "side of zero or less"),
+        ("50,20,-30,40,1,4,0,0", "side of zero or less"),
+        ("10,20,0,40,0,0,0,0", "side of zero or less"),
+        ("100,20,30,40,1,4,0,0", "outside the image"),
+        ("10,-40,30,40,1,4,0,0", "outside the image"),
+        ("1e300,20,30,40,1,4,0,0", "outside the image"),
+        ("99.5,20,30,40,1,4,0,0", "side under 1 px"),
+        ("10,-39.5,30,40,1,4,0,0", "side under 1 px"),
+        ("10,20,0.99,40,1,4,0,0", "side under 1 px"),
+    ],
+)
+def test_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | bytes, verdict: str) -> None:
+    raw = line.encode() if isinstance(line, str) else line
+    split = read_line(tmp_path, b"1,2,3,4,1,1,0,0\n\n" + raw + b"\n5,6,7,8,1,2,0,0")
+    np.testing.assert_array_equal(split.records[0].boxes, [[1, 2, 4, 6], [5, 6, 12, 14]])
+    assert len(split.records[0].ignored) == 0
+    assert split.report.counts == {verdict: 1}
+    assert split.report.dropped == 1
+    place = tmp_path / "train" / "annotations" / "a.txt"
+    assert split.report.places[verdict][0].startswith(f"{place}:3: ")
+    with pytest.raises(DataError, match=rf"a\.txt:3: .*{verdict}.*first of 1 left out"):
+        open_split(tmp_path, "train", strict=True)
+
+
+def test_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
+    split = read_line(tmp_path, "-5,-5,20,20,1,4,0,0\n90,70,20,20,0,0,0,0\n0,0,100,80,1,1,0,0")
+    np.testing.assert_array_equal(split.records[0].boxes, [[0, 0, 15, 15], [0, 0, 100, 80]])
+    np.testing.assert_array_equal(split.records[0].ignored, [[90, 70, 100, 80]])
+    assert split.report.counts == {"clipped to the image": 2}
+    assert split.report.dropped == 0
+    assert open_split(tmp_path, "train", strict=True).report.counts == split.report.counts
+    assert split.report.lines(1)[0] == "note: 2 x clipped to the image"
+
+
+def test_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
+    split = read_line(tmp_path, "99,79,1,1,1,1,0,0\n0,0,1,1,1,1,0,0\n-9,3,10,5,1,1,0,0")
+    np.testing.assert_array_equal(split.records[0].boxes, [[99, 79, 100, 80], [0, 0, 1, 1], [0, 3, 1, 8]])
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    same = "10,20,30,40,1,4,0,0"
+    others = ["10,20,30,40,1,5,0,0", "10,20,30,40,0,4,0,0", "10,20,30,41,1,4,0,0"]
+    split = read_line(tmp_path, "\n".join([same, *others, same, "10,20,30,40.0,1,4,1,1"]))
+    np.testing.assert_array_equal(split.records[0].labels, [3, 4, 3])
+    np.testing.assert_array_equal(split.records[0].ignored_labels, [3])
+    assert split.report.counts == {"duplicate": 2}
+    assert [place.split(":")[-2] for place in split.report.places["duplicate"]] == ["5", "6"]
+
+
+def test_places_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    split = read_line(tmp_path, b"10,20\x1b[31m,\x07")
+    assert split.report.lines()[1].endswith(r"10,20\x1b[31m,\x07")
+
+
+_NUMBER = st.one_of(
+    st.integers(-200, 300).map(str),
+    st.floats(-200, 300, allow_nan=False).map(repr),
+    st.sampled_from(
+        ["nan", "-inf", "1e999", "1e308", "-1e308", "5e-324", "", " ", "0", "1", "-0.0", "0x1f", "1_0", "é"]
+    ),
+    st.text(max_size=4),
+)
+_CLASS = st.one_of(st.integers(-2, 13).map(str), _NUMBER)
+_FIELDS = st.one_of(
+    st.tuples(*[_NUMBER] * 4, st.sampled_from(["0", "1"]), _CLASS, st.just("0"), st.just("0")),
+    st.lists(_NUMBER, max_size=11),
+)
+_LINE = st.tuples(_FIELDS, st.sampled_from(["", ",", " ", ",,"])).map(lambda parts: ",".join(parts[0]) + parts[1])
+_FILE = st.tuples(
+    st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe"]),
+    st.lists(
+        st.one_of(_LINE.map(lambda line: line.encode("utf-8", "surrogatepass")), st.binary(max_size=30)), max_size=40
+    ),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+).map(lambda parts: parts[0] + parts[2].join(parts[1]))
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(content=_FILE, size=st.tuples(st.integers(1, 250), st.integers(1, 250)))
+def test_any_file_gives_valid_records_and_counts(content: bytes, size: tuple[int, int]) -> None:
+    """About 10,000 lines. Each one that is not blank is kept, or dropped and counted once."""
+    report = DataReport()
+    boxes = BoxCollector(*size, report)
+    for numbers, place in number_lines(content, Path("a.txt"), report, separator=",", columns=8):
+        _add_line(boxes, numbers, place)
+    record = boxes.record(Path("a.jpg"), 1)
+    assert_valid(record)
+    assert ((record.labels >= 0) & (record.labels < 10)).all()
+    assert ((record.ignored_labels >= ANY_CLASS) & (record.ignored_labels < 10)).all()
+    lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    blank = sum(not line.decode("utf-8", "replace").strip() for line in lines)
+    assert len(record.boxes) + len(record.ignored) + report.dropped == len(lines) - blank
+    assert all(place.isprintable() for places in report.places.values() for place in places)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(
+    box=st.tuples(*[st.floats(-1e6, 1e6, allow_nan=False)] * 2, *[st.floats(-10, 1e6, allow_nan=False)] * 2),
+    size=st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)),
+)
+def test_boxes_against_exact_arithmetic(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
+    collector = BoxCollector(*size, DataReport())
+    collector.add(*box, 0, "here", ignored=False)
+    x, y, w, h = box
+    wanted = [max(x, 0.0), max(y, 0.0), min(x + w, size[0]), min(y + h, size[1])]
+    sides = (wanted[2] - wanted[0], wanted[3] - wanted[1])
+    kept = collector.record(Path("a.jpg"), 1).boxes
+    ulp = 2 * np.spacing(np.float32(max(size)))  # a float32 side may differ by the rounding of its two ends
+    if w <= 0 or h <= 0 or min(sides) < 1 - ulp:
+        assert len(kept) == 0
+    elif min(sides) > 1 + ulp:
+        np.testing.assert_array_equal(kept, np.array([wanted], dtype=np.float32))
+
+
+# VisDrone: folders and files
+
+
+def test_missing_and_empty_files_are_images_without_objects(tmp_path: Path) -> None:
+    visdrone(tmp_path / "train", {"a": None, "b": "1,2,3,4,1,1,0,0", "c": b"\xef\xbb\xbf\r\n", "d": ""})
+    split = open_split(tmp_path, "train", strict=True)
+    assert [len(record.boxes) for record in split.records] == [0, 1, 0, 0]
+    assert split.report.counts == {NO_FILE: 1, EMPTY_FILE: 2}
+    assert split.report.dropped == 0
+    for record in split.records:
+        assert_valid(record)
+
+
+def test_annotation_file_without_an_image_is_a_drop(tmp_path: Path) -> None:
+    visdrone(tmp_path / "train", {"a": ""})
+    put(tmp_path / "train" / "annotations" / "z.txt", "1,2,3,4,1,1,0,0")
+    split = open_split(tmp_path, "train")
+    assert split.report.dropped == split.report.counts["annotation file without an image"] == 1
+    with pytest.raises(DataError, match=r"z\.txt: annotation file without an image"):
+        open_split(tmp_path, "train", strict=True)
+
+
+def test_annotations_of_other_images_are_refused(tmp_path: Path) -> None:
+    make_image(tmp_path / "train" / "images" / "a.jpg")
+    put(tmp_path / "train" / "annotations" / "b.txt", "1,2,3,4,1,1,0,0")
+    with pytest.raises(DataError, match=r"none of its 1 txt files belongs to an image .* such as 'a\.jpg'.*same name"):
+        open_split(tmp_path, "train")
+
+
+def test_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "e", "f"]
+    folder = visdrone(tmp_path / "val", dict.fromkeys(names, "1,2,3,4,1,1,0,0"))
+    before = {record.path.name: record.image_id for record in open_split(tmp_path, "val").records if record.path}
+    assert list(before.values()) == [1, 2, 3, 4, 5, 6]
+    images = folder / "images"
+    put(images / "a.jpg", b"")
+    put(images / "b.jpg", "text")
+    put(images / "d.jpg", (images / "d.jpg").read_bytes()[:-100])
+    (images / "e.jpg").unlink()
+    (images / "e.jpg").symlink_to(make_image(tmp_path.parent / "elsewhere.jpg"))
+    split = open_split(tmp_path, "val")
+    assert {record.path.name for record in split.records if record.path} == {"c.jpg", "d.jpg", "f.jpg"}
+    assert split.report.counts == {"unreadable image": 2, OUTSIDE: 1}
+    decoded = open_split(tmp_path, "val", check_images="decode")
+    assert {record.path.name for record in decoded.records if record.path} == {"c.jpg", "f.jpg"}
+    assert decoded.report.counts == {"unreadable image": 3, OUTSIDE: 1}
+    assert "d.jpg: cannot be decoded: " in decoded.report.places["unreadable image"][2]
+    for each in (split, decoded):
+        for record in each.records:
+            assert record.path is not None
+            assert record.image_id == before[record.path.name]
+    with pytest.raises(DataError, match=r"a\.jpg: the file is empty: unreadable image: the first of 3 left out"):
+        open_split(tmp_path, "val", strict=True)
+
+
+def test_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) -> None:
+    folder = visdrone(tmp_path / "data" / "train", {"a": None, "b": "1,2,3,4,1,1,0,0", "c": None})
+    (folder / "annotations" / "a.txt").symlink_to(put(tmp_path / "secret.txt", "root:x:0:0"))
+    (folder / "annotations" / "c.txt").symlink_to(folder / "annotations" / "gone.txt")
+    split = open_split(tmp_path / "data", "train")
+    assert [record.image_id for record in split.records] == [2]
+    assert split.report.counts == {OUTSIDE: 1, "unreadable annotation file": 1}
+    assert "root:x" not in str(split.report.places)
+
+
+def test_a_linked_data_folder_and_odd_names_work(tmp_path: Path) -> None:
+    real = tmp_path / "Daten für Öl [1] und 100 %"
+    visdrone(real / "VisDrone2019-DET-train", {"bild ä 1": "1,2,3,4,1,1,0,0", "x.y": "1,2,3,4,1,1,0,0"})
+    (tmp_path / "link").symlink_to(real)
+    split = open_split(tmp_path / "link", "train")
+    assert split.name == "VisDrone2019-DET-train"
+    assert [len(record.boxes) for record in split.records] == [1, 1]
+    assert not split.report
+
+
+def test_exif_rotation_is_noted(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
+    make_image(folder / "images" / "a.jpg", exif=exif)
+    split = open_split(tmp_path, "train", strict=True)
+    assert (split.records[0].width, split.records[0].height) == (WIDTH, HEIGHT)
+    assert split.report.counts == {"EXIF rotation not applied": 1}
+
+
+def test_no_usable_image(tmp_path: Path) -> None:
+    folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
+    put(folder / "images" / "a.jpg", "text")
+    with pytest.raises(DataError, match=r"no usable image: .*a\.jpg: not a readable JPEG.*unreadable image"):
+        open_split(tmp_path, "train")
+    (folder / "images" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"images: no image files: looked for \.bmp, .*put the images"):
+        open_split(tmp_path, "train")
+
+
+def test_splits_are_found_at_the_root_and_below(tmp_path: Path) -> None:
+    for name in ("VisDrone2019-DET-train", "VisDrone2019-DET-val", "VisDrone2019-DET-test-dev"):
+        visdrone(tmp_path / "vd" / name, {"a": "1,2,3,4,1,1,0,0"})
+    assert set(find_splits(tmp_path / "vd")) == {f"VisDrone2019-DET-{n}" for n in ("train", "val", "test-dev")}
+    for asked, folder in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test-dev")):
+        assert open_split(tmp_path / "vd", asked).name == f"VisDrone2019-DET-{folder}"
+    own = tmp_path / "vd" / "VisDrone2019-DET-train"
+    assert open_split(own, "train").name == own.name
+    assert list(find_splits(tmp_path)) == [f"VisDrone2019-DET-{n}" for n in ("test-dev", "train", "val")]
+    with pytest.raises(DataError, match=r"no split 'dev': found .*-train \(visdrone\).*name one of these"):
+        open_split(tmp_path / "vd", "dev")
+    visdrone(tmp_path / "vd" / "VisDrone2019-DET-test-challenge", {"a": "1,2,3,4,1,1,0,0"})
+    with pytest.raises(
+        DataError, match="'test' may be any of VisDrone2019-DET-test-challenge, VisDrone2019-DET-test-d"
+    ):
+        open_split(tmp_path / "vd", "test")
+    assert open_split(tmp_path / "vd", "VisDrone2019-DET-test-dev").name == "VisDrone2019-DET-test-dev"
+
+
+def test_a_name_that_only_contains_a_split_s_word_is_not_taken_for_it(tmp_path: Path) -> None:
+    visdrone(tmp_path / "constraint", {"a": "1,2,3,4,1,1,0,0"})
+    with pytest.raises(DataError, match=r"no split 'train': found constraint \(visdrone\)"):
+        open_split(tmp_path, "train")
+
+
+def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("day", "night"):
+        visdrone(tmp_path / name / "train", {"a": "1,2,3,4,1,1,0,0"})
+    assert list(find_splits(tmp_path)) == ["day/train", "night/train"]
+    with pytest.raises(DataError, match="'train' may be any of day/train, night/train"):
+        open_split(tmp_path, "train")
+    assert open_split(tmp_path, "night/train").records[0].path == tmp_path / "night/train/images/a.jpg"
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone: no such file or folder: give a data folder"):
+        open_split(tmp_path / "gone", "train")
+    with pytest.raises(DataError, match=r"no data set found: looked for .*holds nothing"):
+        open_split(tmp_path, "train")
+    put(tmp_path / "notes.txt", "x")
+    make_image(tmp_path / "pictures" / "a.jpg")
+    with pytest.raises(DataError, match=r"images/ with annotations/\*\.txt .*holds 'notes\.txt', 'pictures/': give"):
+        open_split(tmp_path, "train")
+    with pytest.raises(DataError, match=r"notes\.txt: this file is not a COCO \.json or a YOLO \.yaml"):
+        open_split(tmp_path / "notes.txt", "train")
+    with pytest.raises(DataError, match="unknown format 'voc': choose one of coco, visdrone, yolo"):
+        open_split(tmp_path, "train", format="voc")
+
+
+# COCO json
+
+
+def coco(path: Path, images: list[Any] | None = None, annotations: list[Any] | None = None, **keys: Any) -> Path:
+    document: dict[str, Any] = {
+        "images": [{"id": 7, "file_name": "a.jpg"}] if images is None else images,
+        "annotations": annotations or [],
+        "categories": [{"id": 5, "name": "car"}, {"id": 0, "name": "person"}],
+    }
+    return put(path, json.dumps({**document, **keys}))
+
+
+def test_coco_labels_follow_the_ids(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    boxes = [[1, 2, 3, 4], [10.5, 20.25, 30, 40]]
+    annotations = [
+        {"id": 0, "image_id": 7, "category_id": 5, "bbox": boxes[0]},
+        {"id": 1, "image_id": 7, "category_id": 0, "bbox": boxes[1], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [5, 5, 9, 9], "iscrowd": 1, "segmentation": {"counts": []}},
+        {"id": 3, "image_id": 7, "category_id": 0, "bbox": [5, 5, 9, 9], "ignore": 1},
+    ]
+    coco(tmp_path / "instances_val.json", annotations=annotations)
+    split = open_split(tmp_path, "val", strict=True)
+    record = split.records[0]
+    assert record.image_id == 7
+    assert split.class_names == ("person", "car")
+    assert split.category_ids == (0, 5)
+    np.testing.assert_array_equal(record.boxes, [[1, 2, 4, 6], [10.5, 20.25, 40.5, 60.25]])
+    np.testing.assert_array_equal(record.labels, [1, 0])
+    np.testing.assert_array_equal(record.ignored_labels, [1, 0])
+    assert_valid(record)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "verdict"),
+    [
+        ({"bbox": [1, 2, 3, math.nan]}, "not a finite number"),
+        ({"bbox": [1, 2, 3, "4"]}, "not a finite number"),
+        ({"bbox": [1, 2, 3, None]}, "not a finite number"),
+        ({"bbox": [True, 2, 3, 4]}, "not a finite number"),
+        ({"bbox": [10**400, 2, 3, 4]}, "not a finite number"),
+        ({"bbox": [1, 2, 3]}, "malformed annotation"),
+        ({"bbox": None}, "malformed annotation"),
+        ({"bbox": {"x": 1}}, "malformed annotation"),
+        ("text", "malformed annotation"),
+        ({"image_id": 8}, "annotation of an unknown image"),
+        ({"image_id": "7"}, "annotation of an unknown image"),
+        ({"image_id": None}, "annotation of an unknown image"),
+        ({"image_id": [7]}, "annotation of an unknown image"),
+        ({"category_id": 1}, "unknown class"),
+        ({"category_id": None}, "unknown class"),
+        ({"category_id": [5]}, "unknown class"),
+        ({"category_id": False}, "unknown class"),
+        ({"bbox": [1, 2, 0, 4]}, "side of zero or less"),
+        ({"bbox": [1, 2, 3, -4]}, "side of zero or less"),
+        ({"bbox": [200, 2, 3, 4]}, "outside the image"),
+        ({"bbox": [99.5, 2, 3, 4]}, "side under 1 px"),
+        ({"bbox": [10, 10, 20, 20]}, "duplicate"),
+    ],
+)
+def test_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    good = {"image_id": 7, "category_id": 5, "bbox": [10, 10, 20, 20]}
+    bad = {**good, "bbox": [1, 2, 3, 4], **annotation} if isinstance(annotation, dict) else annotation
+    path = coco(tmp_path / "instances_val.json", annotations=[good, bad])
+    split = open_split(tmp_path, "val")
+    np.testing.assert_array_equal(split.records[0].boxes, [[10, 10, 30, 30]])
+    assert split.report.counts == {verdict: 1}
+    assert split.report.places[verdict][0].startswith(f"{path}: annotations[1]")
+    with pytest.raises(DataError, match=rf"annotations\[1\].*{verdict}"):
+        open_split(tmp_path, "val", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "verdict"),
+    [
+        ({"file_name": "../out.jpg"}, OUTSIDE),
+        ({"file_name": "/etc/hostname"}, OUTSIDE),
+        ({"file_name": "sub/../../out.jpg"}, OUTSIDE),
+        ({"file_name": "link.jpg"}, OUTSIDE),
+        ({"file_name": "linked/out.jpg"}, OUTSIDE),
+        ({"file_name": "gone.jpg"}, "image file missing"),
+        ({"file_name": ""}, "image file missing"),
+        ({"file_name": "nul\0.jpg"}, "malformed image entry"),
+        ({"file_name": None}, "malformed image entry"),
+        ({"id": "8"}, "malformed image entry"),
+        ({"id": 2**63}, "malformed image entry"),
+        ({"id": True}, "malformed image entry"),
+        ("text", "malformed image entry"),
+        ({"file_name": "./a.jpg"}, "duplicate image entry"),
+        ({"width": 80, "height": 100}, "image size differs from the json"),
+    ],
+)
+def test_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
+    root = tmp_path / "data"
+    for name in ("a.jpg", "b.jpg"):
+        make_image(root / "images" / name)
+    out = make_image(tmp_path / "out.jpg")
+    make_image(root / "out.jpg")
+    (root / "images" / "link.jpg").symlink_to(out)
+    (root / "images" / "linked").symlink_to(tmp_path)
+    bad = {"id": 8, "file_name": "b.jpg", **entry} if isinstance(entry, dict) else entry
+    annotations = [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]
+    if isinstance(bad, dict) and bad["id"] == 8:
+        annotations.append({"image_id": 8, "category_id": 5, "bbox": [1, 2, 3, 4]})
+    coco(root / "instances_val.json", [{"id": 7, "file_name": "a.jpg"}, bad], annotations)
+    split = open_split(root, "val")
+    assert [(record.image_id, len(record.boxes)) for record in split.records] == [(7, 1)]
+    assert split.report.counts == {verdict: 1}
+
+
+def test_an_image_id_of_several_images_drops_them_all(tmp_path: Path) -> None:
+    for name in "abc":
+        make_image(tmp_path / "images" / f"{name}.jpg")
+    images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in ((1, "a"), (1, "b"), (2, "c"))]
+    coco(tmp_path / "instances_val.json", images, [{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}])
+    split = open_split(tmp_path, "val")
+    assert [record.image_id for record in split.records] == [2]
+    assert split.report.counts == {"image id of several images": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not a JSON file"),
+        ("{", "not a JSON file"),
+        (b"\xff\xfe\xfd", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
+        ("[]", "no list named 'images'"),
+        ('{"images": [], "categories": []}', "no list named 'annotations'"),
+        ('{"images": [], "annotations": {}, "categories": []}', "no list named 'annotations'"),
+        ('{"images": [], "annotations": [], "categories": []}', "the list is empty"),
+        ('{"images": [], "annotations": [], "categories": [{"id": "1", "name": "a"}]}', "integer id and a name"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "integer id and a name"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "the id 1 is there twice",
+        ),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no usable image"),
+        (
+            '{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}',
+            r"'x\.jpg', were not found in images/val, images, val/images, val, \. of .*--images",
+        ),
+    ],
+)
+def test_a_json_that_is_not_coco(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    put(tmp_path / "instances_val.json", content)
+    with pytest.raises(DataError, match=reason) as caught:
+        open_split(tmp_path, "val")
+    assert "instances_val.json: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("json_name", ["instances_train2017.json", "annotations/instances_train2017.json"])
+@pytest.mark.parametrize("folder", ["images", "images/train2017", "train2017", "train2017/images", "."])
+def test_coco_images_are_found_in_the_usual_places(tmp_path: Path, json_name: str, folder: str) -> None:
+    make_image(tmp_path / "images" / "other.jpg")
+    image = make_image(tmp_path / folder / "drone" / "a.jpg")
+    path = coco(tmp_path / json_name, [{"id": 1, "file_name": "drone/a.jpg", "width": WIDTH, "height": HEIGHT}])
+    for opened in (open_split(tmp_path, "train"), open_split(path, "train2017")):
+        assert [record.path and record.path.resolve() for record in opened.records] == [image.resolve()]
+        assert not opened.report
+
+
+def test_a_json_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    coco(tmp_path / "annotations" / "my_val.json")
+    monkeypatch.chdir(tmp_path / "annotations")
+    assert open_split("my_val.json", "val").records[0].path == tmp_path / "images" / "a.jpg"
+    monkeypatch.chdir(tmp_path)
+    coco(tmp_path / "my_val.json")
+    assert len(open_split("my_val.json", "my_val").records) == 1
+
+
+def test_the_folder_of_a_json_s_images_can_be_named(tmp_path: Path) -> None:
+    make_image(tmp_path / "far" / "a.jpg")
+    path = coco(tmp_path / "here" / "instances_val.json")
+    with pytest.raises(DataError, match="were not found"):
+        open_split(path, "val")
+    assert open_split(path, "val", images=tmp_path / "far").image_root == tmp_path / "far"
+    with pytest.raises(DataError, match="gone: no such folder of images"):
+        open_split(path, "val", images=tmp_path / "gone")
+    visdrone(tmp_path / "vd" / "val", {"a": ""})
+    with pytest.raises(DataError, match="for a COCO json only, this is visdrone"):
+        open_split(tmp_path / "vd", "val", images=tmp_path / "far")
+
+
+def test_the_same_coco_split_twice_is_refused(tmp_path: Path) -> None:
+    for name in ("instances_val.json", "annotations/instances_val.json"):
+        coco(tmp_path / name)
+    with pytest.raises(DataError, match=r"split 'val' is there twice: .*give one"):
+        find_splits(tmp_path)
+
+
+def test_writing_reads_back_to_the_same_records(tmp_path: Path) -> None:
+    lines = [
+        "1.1,2.2,3.3,4.7,1,1,0,0",
+        "-5,0,20,20,0,0,0,0",
+        "0,0,15,20,0,11,0,0",  # equal to the one above once that is clipped: dropped, or it would not come back
+        "30,30,9,9,0,0,0,0",
+        "30,30,9,9,0,4,0,0",
+        "30,30,9,9,1,4,0,0",
+        "50,30,49.99,9,1,10,0,0",
+    ]
+    visdrone(tmp_path / "train", {"a": "\n".join(lines), "b": "", "c": "1,2,3,4,1,1,0,0", "d": "9,9,9,9,0,0,0,0"})
+    put(tmp_path / "train" / "images" / "b.jpg", "text")  # so that the ids have a hole
+    original = open_split(tmp_path, "train")
+    assert [record.image_id for record in original.records] == [1, 3, 4]
+    assert original.records[0].ignored_labels.tolist() == [ANY_CLASS, ANY_CLASS, 3]
+    path = tmp_path / "instances_train.json"
+    coco_format.write(original, path)
+    again = open_split(path, "train", strict=True)
+    assert_same_records(original, again)
+    assert not again.report
+    assert again.class_names == VISDRONE_CLASSES
+    assert again.category_ids == tuple(range(1, 11))
+    assert set(tmp_path.iterdir()) == {tmp_path / "train", path}
+    # pycocotools sees each region that holds for any class as a crowd of every class
+    reference = COCO(path)
+    assert len(reference.getAnnIds(imgIds=[1], catIds=[7], iscrowd=True)) == 2
+    assert len(reference.getAnnIds(imgIds=[1], catIds=[4], iscrowd=True)) == 3
+    assert len(reference.getAnnIds(imgIds=[1], iscrowd=False)) == 3
+    assert min(reference.anns) == 1
+    assert reference.anns[1]["area"] == pytest.approx(3.3 * 4.7, rel=1e-6)  # float32 corners
+
+
+def test_one_class_keeps_any_class_and_own_class_regions_apart(tmp_path: Path) -> None:
+    box = np.array([[1, 2, 30, 40], [5, 6, 50, 60]], dtype=np.float32)
+    image = make_image(tmp_path / "images" / "a.jpg")
+    record = ImageRecord(image, 5, WIDTH, HEIGHT, ignored=box, ignored_labels=np.array([ANY_CLASS, 0]))
+    split = Split("val", [record], ("ship",), (3,), DataReport(), image_root=image.parent)
+    coco_format.write(split, tmp_path / "instances_val.json")
+    assert_same_records(split, open_split(tmp_path, "val"))
+
+
+def test_writing_never_harms_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
+    split = open_split(tmp_path, "train")
+    path = put(tmp_path / "out.json", "mine")
+    with pytest.raises(DataError, match=r"out\.json: exists already: .*--overwrite"):
+        coco_format.write(split, path)
+    assert path.read_text() == "mine"
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(DataError, match=r"out\.json: cannot be written: No space left on device"):
+            coco_format.write(split, path, overwrite=True)
+    assert path.read_text() == "mine"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"train", "out.json"}
+    coco_format.write(split, path, overwrite=True)
+    assert json.loads(path.read_text())["images"][0]["file_name"] == "a.jpg"
+    for impossible in (tmp_path / "none" / "o.json", path / "o.json"):
+        with pytest.raises(DataError, match=r"o\.json: cannot be written"):
+            coco_format.write(split, impossible)
+
+
+def test_generated_images_cannot_be_written(tmp_path: Path) -> None:
+    split = Split("val", [ImageRecord(None, 1, 9, 9)], ("a",), (1,), DataReport())
+    with pytest.raises(DataError, match="generated images"):
+        coco_format.write(split, tmp_path / "o.json")
+    assert not list(tmp_path.iterdir())
+
+
+# YOLO
+
+
+def yolo(root: Path, split: str, files: dict[str, str], *, split_first: bool = False) -> Path:
+    for name, content in files.items():
+        images, labels = (
+            (f"{split}/images", f"{split}/labels") if split_first else (f"images/{split}", f"labels/{split}")
+        )
+        make_image(root / images / f"{name}.jpg")
+        put(root / labels / f"{name}.txt", content)
+    return root
+
+
+def test_yolo_boxes(tmp_path: Path) -> None:
+    yolo(tmp_path, "train", {"a": "1 0.5 0.5 0.2 0.5\r\n0\t0.05  0.1 0.1 0.2 \n", "b": ""})
+    put(tmp_path / "data.yaml", "train: images/train\nnames: [drone, bird]")
+    split = open_split(tmp_path, "train", strict=True)
+    assert split.class_names == ("drone", "bird")
+    assert split.category_ids == (0, 1)
+    np.testing.assert_allclose(split.records[0].boxes, [[40, 20, 60, 60], [0, 0, 10, 16]], atol=1e-5)  # float32
+    np.testing.assert_array_equal(split.records[0].labels, [1, 0])
+    assert split.report.counts == {EMPTY_FILE: 1}
+    for record in split.records:
+        assert_valid(record)
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("0 nan 0.5 0.1 0.1", "not a finite number"),
+        ("0 0.5 0.5 0.1 x", "not a finite number"),
+        ("0 0.5 0.5 0.1", "not 5 fields"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.2", "not 5 fields"),
+        ("2 0.5 0.5 0.1 0.1", "unknown class"),
+        ("-1 0.5 0.5 0.1 0.1", "unknown class"),
+        ("0.5 0.5 0.5 0.1 0.1", "unknown class"),
+        ("0 0.5 0.5 0 0.1", "side of zero or less"),
+        ("0 0.5 0.5 -0.1 0.1", "side of zero or less"),
+        ("0 1.5 0.5 0.1 0.1", "outside the image"),
+        ("0 0.5 0.5 0.005 0.1", "side under 1 px"),
+        ("0 50 40 10 10", "outside the image"),
+        ("0 0.25 0.25 0.5 0.5", "duplicate"),
+    ],
+)
+def test_dropped_yolo_lines(tmp_path: Path, line: str, verdict: str) -> None:
+    yolo(tmp_path, "val", {"a": f"0 0.25 0.25 0.5 0.5\n{line}"})
+    put(tmp_path / "data.yaml", "names: {0: drone, 1: bird}")
+    split = open_split(tmp_path, "val")
+    np.testing.assert_array_equal(split.records[0].boxes, [[0, 0, 50, 40]])
+    assert split.report.counts == {verdict: 1}
+    assert ":2: " in split.report.places[verdict][0]
+
+
+def test_rounded_yolo_labels_at_the_border_are_no_clipping(tmp_path: Path) -> None:
+    yolo(tmp_path, "val", {"a": "0 0.9500005 0.5 0.1000001 0.5\n0 0.96 0.5 0.1 0.5"})
+    put(tmp_path / "data.yaml", "names: [drone]")
+    split = open_split(tmp_path, "val")
+    assert split.report.counts == {"clipped to the image": 1}
+    for record in split.records:
+        assert_valid(record)
+
+
+def test_yolo_classes_without_names_are_the_same_for_all_splits(tmp_path: Path) -> None:
+    yolo(tmp_path, "train", {"a": "7 0.5 0.5 0.1 0.1\n99999999 0.5 0.5 0.1 0.1\nnan 1 1 1 1"})
+    yolo(tmp_path, "val", {"b": "2 0.5 0.5 0.1 0.1"})
+    put(tmp_path / "labels" / "train" / "classes.txt", "drone\nbird")
+    for name, drops in (("train", 2), ("val", 0)):
+        split = open_split(tmp_path, name)
+        assert split.class_names == tuple(f"class{index}" for index in range(8))
+        assert split.report.counts["no class names"] == 1
+        assert split.report.dropped == drops
+    yolo(tmp_path / "empty", "val", {"b": ""})
+    with pytest.raises(DataError, match=r"the classes are unknown: add a data\.yaml"):
+        open_split(tmp_path / "empty", "val")
+
+
+def test_yolo_layouts(tmp_path: Path) -> None:
+    line = {"a": "0 0.5 0.5 0.1 0.1"}
+    yolo(tmp_path / "one", "train", line)
+    yolo(tmp_path / "two", "valid", line, split_first=True)
+    yolo(tmp_path / "flat", ".", line)
+    for path, asked, name in (
+        (tmp_path / "one", "train", "train"),
+        (tmp_path / "one" / "images" / "train", "train", "train"),
+        (tmp_path / "two", "val", "valid"),
+        (tmp_path / "two" / "valid", "val", "valid"),
+        (tmp_path / "flat", "flat", "flat"),
+    ):
+        split = open_split(path, asked)
+        assert split.name == name
+        assert [len(record.boxes) for record in split.records] == [1]
+        assert split.report.counts == {"no class names": 1}
+
+
+@pytest.mark.parametrize(
+    ("document", "layout_split_first"),
+    [
+        ("path: .\ntrain: images/train\nval: images/train\nnames: [drone]", False),
+        ("train: ./images/train\nval: images/train/\nnc: 1", False),
+        ("train: ../train/images\nval: train/images\ntest: ../test/images\nnc: 1\nnames: ['drone']", True),
+        ("path: ../moved/elsewhere\ntrain: train/images\nval: train/images\nnames: {0: drone}", True),
+    ],
+)
+def test_data_yaml(tmp_path: Path, document: str, layout_split_first: bool) -> None:
+    yolo(tmp_path, "train", {"a": "0 0.5 0.5 0.1 0.1"}, split_first=layout_split_first)
+    path = put(tmp_path / "data.yaml", document)
+    for where in (tmp_path, path):
+        assert set(find_splits(where)) == {"train", "val"}
+        split = open_split(where, "val")
+        assert len(split.records[0].boxes) == len(split.class_names) == 1
+        assert not split.report
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ("names: [a\n  b: ", "not a YAML file"),
+        (b"\xff\xfe", "not a YAML file"),
+        ("- a", "not a YAML mapping"),
+        ("!!python/object/apply:os.system ['true']", "not a YAML file"),
+        ("train: ../../outside/images\nnames: [a]", r"no folder '\.\./\.\./outside/images' below"),
+        ("train: gone\nnames: [a]", "no folder 'gone' below .*correct it, relative to the data.yaml"),
+        ("train: labels/train\nnames: [a]", "has no folder named images in it"),
+        ("train: images/bare\nnames: [a]", r"labels/bare: no such folder"),
+        ("train: [images/train]\nnames: [a]", "is not a folder of images: name one folder"),
+        ("train: train.txt\nnames: [a]", "'train.txt' is not a folder of images"),
+        ("train: images/train\nnames: [a]\nnc: 2", r"names: not a list of 2 names \(nc\)"),
+        ("train: images/train\nnames: a", "nc: None is not a number of classes|not a list"),
+        ("train: images/train\nnc: -1", "nc: -1 is not a number of classes"),
+        ("train: images/train\nnc: 1000000000", "is not a number of classes from 1 to 10000"),
+        ("train: images/train\nnames: {1: a}", "the class numbers must be 0 to 0"),
+        ("train: images/train\nnames: []", "nc: 0 is not a number of classes"),
+    ],
+)
+def test_bad_data_yaml(tmp_path: Path, document: str | bytes, reason: str) -> None:
+    root = yolo(tmp_path / "data", "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    make_image(root / "images" / "bare" / "a.jpg")
+    make_image(tmp_path / "outside" / "images" / "a.jpg")
+    path = put(root / "data.yaml", document)
+    with pytest.raises(DataError, match=reason) as caught:
+        open_split(root, "train")
+    assert str(caught.value).startswith((str(path), str(root / "labels" / "bare")))
+    assert "\n" not in str(caught.value)
+
+
+# several formats of the same images
+
+
+def test_the_preferred_format_and_how_to_choose_another(tmp_path: Path) -> None:
+    root = visdrone(tmp_path / "train", {"a": "10,20,30,40,1,4,0,0\n1,1,20,20,0,0,0,0"})
+    put(root / "labels" / "a.txt", "3 0.25 0.5 0.3 0.5")
+    split = open_split(tmp_path, "train")
+    assert len(split.records[0].ignored) == 1
+    assert split.report.counts == {"several formats": 1}
+    assert "train read as visdrone, not as yolo: choose by format= (--format)" in split.report.lines()[1]
+    forced = open_split(tmp_path, "train", format="yolo")
+    assert len(forced.class_names) == 4
+    np.testing.assert_allclose(forced.records[0].boxes, split.records[0].boxes, atol=1e-4)
+    coco(tmp_path / "instances_train.json", [{"id": 1, "file_name": "a.jpg"}])
+    three = open_split(tmp_path, "train", strict=True)
+    assert three.class_names == ("person", "car")
+    assert "not as visdrone and yolo" in three.report.lines()[1]
+    assert not open_split(tmp_path, "train", format="visdrone").report
+    with pytest.raises(DataError, match=r"images/ with labels/.*\(yolo\)"):
+        open_split(visdrone(tmp_path / "alone", {"a": ""}), "alone", format="yolo")
+    with pytest.raises(DataError, match="not of the format visdrone"):
+        open_split(tmp_path / "instances_train.json", "train", format="visdrone")
+
+
+def test_reading_changes_no_file(tmp_path: Path) -> None:
+    root = visdrone(
+        tmp_path / "train", {"a": b"\xef\xbb\xbf10,20,30,40,1,4,0,0,\r\nnan", "b": "1,2,0,4,1,1,0,0", "c": None}
+    )
+    put(root / "labels" / "a.txt", "3 0.25 0.5 0.3 0.5")
+    put(root / "images" / "b.jpg", (root / "images" / "b.jpg").read_bytes()[:-50])
+    coco(tmp_path / "instances_train.json", [{"id": 1, "file_name": "a.jpg"}])
+
+    def state() -> dict[Path, tuple[str, int]]:
+        return {
+            path: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+            for path in tmp_path.rglob("*")
+            if path.is_file()
+        }
+
+    before = state()
+    for name in ("coco", "visdrone", "yolo"):
+        open_split(tmp_path, "train", format=name, check_images="decode")
+    assert state() == before
+
+
+# real data
+
+
+@pytest.mark.shared_data
+def test_visdrone_mini_counts() -> None:
+    """The counts of DATA.md."""
+    path = shared("visdrone-mini")
+    counts = {}
+    for name in ("train", "val"):
+        split = open_split(path, name, strict=True, check_images="decode" if name == "val" else "header")
+        assert not split.report
+        for record in split.records:
+            assert_valid(record)
+        boxes = np.concatenate([record.boxes for record in split.records]).astype(np.float64)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        small, large = int((areas < 32**2).sum()), int((areas >= 96**2).sum())
+        counts[name] = (len(split.records), len(boxes), small, len(boxes) - small - large, large)
+    assert counts["train"] == (302, 17_609, 11_064, 5_671, 874)
+    assert counts["val"][:2] == (106, 9_806)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_visdrone_json_visdrone(tmp_path: Path, name: str) -> None:
+    original = open_split(shared("visdrone-extra"), name)
+    path = tmp_path / f"instances_{name}.json"
+    coco_format.write(original, path)
+    assert_same_records(original, open_split(path, name, images=original.image_root, strict=True))
+
+
+@pytest.mark.shared_data
+def test_hit_uav_against_pycocotools() -> None:
+    path = shared("hit-uav")
+    split = open_split(path, "val", strict=True)
+    reference = COCO(path / "instances_val.json")
+    assert split.category_ids == (0, 1, 2, 3, 4)
+    assert len(split.records) == 290
+    assert sum(len(record.boxes) for record in split.records) == 2460
+    for record in split.records:
+        annotations = reference.loadAnns(reference.getAnnIds(imgIds=[record.image_id]))
+        xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+        np.testing.assert_array_equal(record.boxes, corners)
+        assert [split.category_ids[label] for label in record.labels] == [a["category_id"] for a in annotations]
+
+
+@pytest.mark.shared_data
+def test_coco128_json_and_yolo_agree() -> None:
+    path = shared("coco128")
+    by_json = open_split(path, "val")
+    by_yolo = open_split(path, "val", format="yolo")
+    assert "several formats" in by_json.report.counts
+    assert by_json.report.dropped == by_yolo.report.dropped == 0
+    assert len(by_json.records) == len(by_yolo.records) == 128
+    assert sum(len(record.boxes) for record in by_json.records) == 898
+    for one, other in zip(by_json.records, by_yolo.records, strict=True):
+        assert one.path == other.path
+        assert len(one.boxes) == len(other.boxes)
+        order = [np.lexsort((*np.round(record.boxes).T, record.labels)) for record in (one, other)]
+        np.testing.assert_array_equal(one.labels[order[0]], other.labels[order[1]])
+        # YOLO's centres and sides have six decimals: 1.5e-6 of a side of at most 640 px
+        np.testing.assert_allclose(one.boxes[order[0]], other.boxes[order[1]], atol=2e-3)

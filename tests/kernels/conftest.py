@@ -1,0 +1,33 @@
+"""Fixtures of the kernels' tests: every test of an operation runs on each backend that can run here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from zoominnet.kernels import available_backends
+
+settings.register_profile("kernels", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("kernels")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrises `backend` by what serves the test module's OPERATION here, and `device` by what there is."""
+    operation = getattr(metafunc.module, "OPERATION", None)
+    if operation and "backend" in metafunc.fixturenames:
+        backends = available_backends()[operation]
+        metafunc.parametrize("backend", [name for name, state in backends.items() if state == "ok"])
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+
+
+@pytest.fixture(autouse=True)
+def _unwritten_memory_shows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fills what torch.empty gives with NaN or the greatest integer, so that an output left unwritten fails a test."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

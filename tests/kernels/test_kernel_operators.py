@@ -1,0 +1,261 @@
+"""The registered operators: opcheck, torch.compile, autocast, meta tensors, the choice of backends."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from kernel_oracles import pyramid, random_boxes
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils import _pytree as pytree
+
+from zoominnet.kernels import (
+    AnchorGrid,
+    BackendUnavailableError,
+    _dispatch,
+    akdp_mask,
+    akdp_stats,
+    available_backends,
+    max_iou_assign,
+    pa_l2_loss,
+    upsample_nearest2x,
+)
+
+FUNCTIONS = {
+    "akdp_mask": akdp_mask,
+    "max_iou_assign": max_iou_assign,
+    "pa_l2_loss": pa_l2_loss,
+    "upsample_nearest2x": upsample_nearest2x,
+}
+BUILT = [(op, name) for op, states in available_backends().items() for name, state in states.items() if state == "ok"]
+
+
+def operator_samples() -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments of each operator, without the backend's suffix."""
+    boxes, counts = random_boxes(7, 24), [4, 0, 3]
+    grids = ([grid.base_anchors for grid in pyramid([(5, 4), (3, 2)])], [4.0, 4.0, 8.0, 8.0], [5, 4, 3, 2])
+    cells = pyramid([(5, 4)])[0].boxes()
+    student, teacher, mask = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 8, 10), torch.rand(2, 8, 10) < 0.4
+    channels_last = student.to(memory_format=torch.channels_last)
+    tracked, tracked_teacher = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+    one, count = torch.tensor(1.0), mask.sum()
+    return {
+        "akdp_mask": [
+            (boxes, counts, *grids, 0, 0.0, False),
+            (boxes.double().requires_grad_(), counts, *grids, 1, 0.0, True),
+            (boxes[:0], [], *grids, 2, 0.5, False),
+        ],
+        "akdp_mask_dense": [(boxes, counts, cells, 0, 0.0), (boxes, counts, cells.clone().requires_grad_(), 1, 0.0)],
+        "max_iou_assign": [(boxes, counts, *grids, 0.5, 0.4, True), (boxes[:0], [], *grids, 0.5, 0.4, False)],
+        "max_iou_assign_dense": [(boxes.clone().requires_grad_(), counts, cells.view(-1, 4), 0.5, 0.4, True)],
+        "pa_l2_loss": [
+            (tracked, teacher, mask, False),
+            (tracked, student, mask[:, ::2, ::2], True),
+            (channels_last.clone().requires_grad_(), teacher.to(memory_format=torch.channels_last), mask, False),
+            (student.half(), teacher.half(), torch.zeros_like(mask), False),
+            (student[:0], teacher[:0], mask[:0], False),
+        ],
+        "pa_l2_loss_backward": [
+            (one, student, teacher, mask, count, False),
+            (one, channels_last, teacher, mask, count, True),
+            (one, student.bfloat16(), student.bfloat16(), mask[:, ::2, ::2], count, False),
+        ],
+        "upsample_nearest2x": [
+            (tracked, tracked_teacher),
+            (tracked, None),
+            (channels_last, teacher),
+            (student.transpose(2, 3), None),
+            (student[:, :, :0], None),
+        ],
+        "upsample_nearest2x_backward": [
+            (tracked_teacher,),
+            (teacher.to(memory_format=torch.channels_last),),
+            (teacher[:, :0],),
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", operator_samples())
+def test_opcheck(name: str) -> None:
+    operation = name.removesuffix("_dense").removesuffix("_backward")
+    for backend in (built for op, built in BUILT if op == operation):
+        for sample in operator_samples()[name]:
+            torch.library.opcheck(getattr(torch.ops.zoominnet, f"{name}_{backend}").default, sample)
+
+
+@pytest.mark.parametrize(("operation", "backend"), BUILT)
+def test_outputs_share_no_memory(operation: str, backend: str) -> None:
+    for name, samples in operator_samples().items():
+        if not name.startswith(operation):
+            continue
+        for sample in samples:
+            outputs = pytree.tree_leaves(getattr(torch.ops.zoominnet, f"{name}_{backend}").default(*sample))
+            inputs = [leaf for leaf in pytree.tree_leaves(sample) if isinstance(leaf, Tensor)]
+            of_outputs, of_inputs = (
+                [t.untyped_storage().data_ptr() for t in tensors if t.numel()] for tensors in (outputs, inputs)
+            )
+            assert len(set(of_outputs)) == len(of_outputs)
+            assert not set(of_outputs) & set(of_inputs)
+
+
+def detection_case(count: int) -> tuple[list[AnchorGrid], list[Tensor]]:
+    return pyramid([(5, 4), (3, 2)]), [random_boxes(count, 24), random_boxes(2, 24)]
+
+
+def mask_and_stats(grids: list[AnchorGrid], boxes: list[Tensor], backend: str) -> Any:
+    return (
+        akdp_mask(grids, boxes, backend=backend),
+        akdp_mask(grids[0].boxes(), boxes[0], threshold=0.5, backend=backend),
+        akdp_stats(grids, boxes, scope="all", backend=backend),
+    )
+
+
+def assignments(grids: list[AnchorGrid], boxes: list[Tensor], backend: str) -> Any:
+    return (
+        max_iou_assign(grids, boxes, backend=backend),
+        max_iou_assign(grids[0].boxes(), boxes[0], positive=0.3, negative=0.3, backend=backend),
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("operation", "function"), [("akdp_mask", mask_and_stats), ("max_iou_assign", assignments)])
+def test_compiled_masks_and_assignments(operation: str, function: Callable[..., Any], dynamic: bool) -> None:
+    for backend in (*(built for op, built in BUILT if op == operation), "auto"):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=dynamic)
+        for count in (3, 5, 9):
+            grids, boxes = detection_case(count)
+            got, expected = (pytree.tree_leaves(f(grids, boxes, backend)) for f in (compiled, function))
+            assert all(map(torch.equal, got, expected))
+        assert counter.frame_count == (1 if dynamic else 3)  # another number of boxes compiles nothing anew
+
+
+def distill_step(student: Tensor, teacher: Tensor, mask: Tensor, backend: str) -> Tensor:
+    return pa_l2_loss(student, teacher, mask, backend=backend) * 2
+
+
+def upsample_step(x: Tensor, add: Tensor, mask: Tensor, backend: str) -> Tensor:
+    return (upsample_nearest2x(x, add, backend=backend) + upsample_nearest2x(x, backend=backend)) * mask[:, None]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("operation", "function"), [("pa_l2_loss", distill_step), ("upsample_nearest2x", upsample_step)]
+)
+def test_compiled_gradients(operation: str, function: Callable[..., Tensor], dynamic: bool) -> None:
+    for backend in (*(built for op, built in BUILT if op == operation), "auto"):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        for b, h, w in [(2, 4, 5), (3, 6, 7)]:
+            student = torch.randn(b, 3, h, w).to(memory_format=torch.channels_last).requires_grad_()
+            arguments = (student, torch.randn(b, 3, 2 * h, 2 * w), torch.rand(b, 2 * h, 2 * w) < 0.4, backend)
+            results = []
+            for f in (compiled, function):
+                out = f(*arguments)
+                results.append((out, *torch.autograd.grad(out.sum(), student)))
+            assert all(map(torch.equal, *results))
+
+
+def test_inductor() -> None:
+    torch._dynamo.reset()
+    grid, boxes = pyramid([(8, 10)])[0], random_boxes(4, 40)
+    student, teacher = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randn(1, 3, 8, 10)
+
+    def step(student: Tensor, teacher: Tensor, boxes: Tensor) -> Tensor:
+        mask = akdp_mask(grid, [boxes])
+        return pa_l2_loss(torch.relu(student), teacher, mask) + upsample_nearest2x(student, teacher).mean()
+
+    loss, expected = (f(student, teacher, boxes) for f in (torch.compile(step, fullgraph=True), step))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(out, student)[0] for out in (loss, expected)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    convolution, image = torch.nn.Conv2d(3, 8, 3, padding=1), torch.randn(2, 3, 6, 6)
+    grid, boxes = pyramid([(6, 6)])[0], random_boxes(4, 24)
+    with torch.autocast("cpu", dtype):
+        feature = convolution(image)
+        top_down = upsample_nearest2x(feature[:, :, ::2, ::2], feature)
+        loss = pa_l2_loss(feature, torch.zeros_like(feature), akdp_mask(grid, [boxes, boxes]))
+        stats = akdp_stats(grid, boxes)
+    assert feature.dtype == top_down.dtype == dtype
+    assert loss.dtype == torch.float32
+    assert (stats.lam.dtype, stats.max_iou.dtype) == (torch.float64, torch.float32)
+    (loss + top_down.float().sum()).backward()
+    assert convolution.weight.grad.dtype == torch.float32
+    assert torch.isfinite(convolution.weight.grad).all()
+
+
+def test_meta_tensors() -> None:
+    grids, boxes = [grid.to("meta") for grid in pyramid([(5, 4), (3, 2)])], torch.zeros(3, 4, device="meta")
+    assert [tuple(mask.shape) for mask in akdp_mask(grids, [boxes, boxes])] == [(2, 5, 4), (2, 3, 2)]
+    assert tuple(max_iou_assign(grids, boxes).shape) == (78,)
+    student, teacher = torch.zeros(2, 3, 4, 5, device="meta"), torch.zeros(2, 3, 8, 10, device="meta")
+    assert pa_l2_loss(student, teacher, torch.zeros(2, 8, 10, dtype=torch.bool, device="meta")).shape == ()
+    assert upsample_nearest2x(student, teacher).shape == (2, 3, 8, 10)
+
+
+def small_call(operation: str, backend: str) -> None:
+    """Any valid call of an operation."""
+    if operation in ("akdp_mask", "max_iou_assign"):
+        FUNCTIONS[operation](torch.zeros(1, 1, 1, 4), torch.zeros(1, 4), backend=backend)
+    elif operation == "pa_l2_loss":
+        zeros = torch.zeros(1, 1, 1, 1)
+        pa_l2_loss(zeros, zeros, torch.zeros(1, 1, 1, dtype=torch.bool), backend=backend)
+    else:
+        upsample_nearest2x(torch.zeros(1, 1, 1, 1), backend=backend)
+
+
+def test_available_backends() -> None:
+    available = available_backends()
+    assert set(available) == set(FUNCTIONS)
+    for states in available.values():
+        assert list(states) == ["reference", "triton", "native"]
+        assert states["reference"] == "ok"
+        for name in ("triton", "native"):
+            assert states[name] == "ok" or states[name].startswith("not built: ")
+
+
+@pytest.mark.parametrize("operation", FUNCTIONS)
+def test_named_backend_runs_or_tells_why_not(operation: str) -> None:
+    for name, state in available_backends()[operation].items():
+        if state == "ok":
+            small_call(operation, name)
+        else:
+            with pytest.raises(BackendUnavailableError) as caught:
+                small_call(operation, name)
+            assert str(caught.value) == f"{operation}: backend {name!r} is {state}"
+            assert isinstance(caught.value, RuntimeError)
+    with pytest.raises(
+        ValueError, match="backend must be 'auto' or one of 'reference', 'triton', 'native', got 'cuda'"
+    ):
+        small_call(operation, "cuda")
+
+
+@pytest.mark.parametrize("operation", FUNCTIONS)
+def test_automatic_choice_is_logged_once(operation: str, caplog: pytest.LogCaptureFixture) -> None:
+    _dispatch._choose_automatically.cache_clear()
+    with caplog.at_level(logging.INFO, logger="zoominnet.kernels"):
+        small_call(operation, "auto")
+        small_call(operation, "auto")
+        small_call(operation, "reference")
+    (record,) = caplog.records
+    assert record.name == "zoominnet.kernels"
+    assert record.getMessage().startswith(f"{operation} on cpu: backend 'reference'")
+
+
+@pytest.mark.parametrize(
+    "module", ["anchor_grid", "akdp_mask.op", "max_iou_assign.op", "pa_l2_loss.op", "upsample_nearest2x.op"]
+)
+def test_documented_examples(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"zoominnet.kernels.{module}"), extraglobs={"torch": torch})
+    assert result.attempted
+    assert not result.failed

@@ -1,0 +1,45 @@
+"""Data: readers of VisDrone, COCO and YOLO data sets, synthetic scenes, one dataset class and its batch plan."""
+
+from zoominnet.data.dataset import Batch, DetectionDataset, Sample, Target, collate, make_loader
+from zoominnet.data.images import ImageError, decode_image, read_image_header
+from zoominnet.data.plan import BatchPlan, shard_batches, shard_indices
+from zoominnet.data.records import (
+    ANY_CLASS,
+    VISDRONE_CLASSES,
+    DataError,
+    DataReport,
+    ImageRecord,
+    Split,
+    SplitSource,
+)
+from zoominnet.data.splits import find_splits, open_split
+from zoominnet.data.synthetic import SyntheticScenes
+from zoominnet.data.transforms import ResizeGeometry, ResizeMode, student_images
+
+__all__ = [
+    "ANY_CLASS",
+    "VISDRONE_CLASSES",
+    "Batch",
+    "BatchPlan",
+    "DataError",
+    "DataReport",
+    "DetectionDataset",
+    "ImageError",
+    "ImageRecord",
+    "ResizeGeometry",
+    "ResizeMode",
+    "Sample",
+    "Split",
+    "SplitSource",
+    "SyntheticScenes",
+    "Target",
+    "collate",
+    "decode_image",
+    "find_splits",
+    "make_loader",
+    "open_split",
+    "read_image_header",
+    "shard_batches",
+    "shard_indices",
+    "student_images",
+]

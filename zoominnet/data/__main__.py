@@ -1,0 +1,229 @@
+"""``python -m zoominnet.data``: what of a data set would be used, and its conversion to a COCO json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import rich.box
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from zoominnet.command import run_command
+from zoominnet.data import coco
+from zoominnet.data.records import DataError, Split, SplitSource
+from zoominnet.data.splits import find_splits, match_split, open_split
+
+_COCO_AREAS_PX = (32**2, 96**2)
+_PERCENTILES = (5, 25, 50, 75, 95)
+_IMAGE_SIZES_LISTED = 6
+_PLACES_LISTED = 5
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: tyro.conf.Positional[Path]
+    """A data folder, the folder of one split, a COCO json or a YOLO data.yaml."""
+    split: str | None = None
+    """Name of the split; all of them if left out."""
+    format: Literal["auto", "visdrone", "coco", "yolo"] = "auto"
+    """Format of the data; "auto" finds out."""
+    images: Path | None = None
+    """The folder of a COCO json's images, where it is not in the usual place beside the json."""
+
+    @property
+    def wanted_format(self) -> str | None:
+        return None if self.format == "auto" else self.format
+
+
+@dataclass(frozen=True)
+class Check(_Source):
+    """Decode every image and show what would be used, what would be dropped and why. Changes no file."""
+
+    strict: bool = False
+    """Exit with status 1 if anything would be dropped."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Convert(_Source):
+    """Write one split as a COCO json: what can be used of it, with ignored regions as crowds."""
+
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.JSON")] = tyro.MISSING
+    """The json file to write."""
+    split: str | None = None
+    """Name of the split; may be left out where there is only one."""
+    overwrite: bool = False
+    """Replace the json file if there is one."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``check`` or ``convert``.
+
+    Returns:
+        The exit status: 0, 1 for dropped data under ``check --strict``, 2 for data that cannot be used.
+    """
+    options: Check | Convert = tyro.cli(
+        Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Convert, tyro.conf.subcommand("convert")],
+        args=argv,
+        prog="python -m zoominnet.data",
+        description=__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    status = 0
+
+    def job() -> None:
+        nonlocal status
+        status = check(options) if isinstance(options, Check) else convert(options)
+
+    return run_command("zoominnet.data", job, debug=options.debug) or status
+
+
+def check(options: Check) -> int:
+    """Prints what each split of a data set holds and returns the exit status."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    summaries = []
+    dropped = 0
+    for source in _sources(options):
+        split = _open(options, source)
+        dropped += split.report.dropped
+        summary = {"split": split.name, "format": source.format, **summarize(split)}
+        summaries.append(summary)
+        if not options.json:
+            _print_summary(summary, split, console)
+    if options.json:
+        print(json.dumps({"path": str(options.path), "splits": summaries}, indent=2))
+    return 1 if options.strict and dropped else 0
+
+
+def convert(options: Convert) -> int:
+    """Writes the json, prints what was left out of it, and returns the exit status."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    source, *others = _sources(options)
+    if others:
+        names = ", ".join(each.name for each in (source, *others))
+        raise DataError(f"{options.path}: holds the splits {names}: choose one by --split")
+    coco.refuse_existing(options.output, overwrite=options.overwrite)  # before the images are decoded
+    split = _open(options, source)
+    _print_report(split, console)
+    coco.write(split, options.output, overwrite=options.overwrite)
+    console.print(f"wrote {len(split.records)} images of {split.name} to {options.output}")
+    console.print(f"its file names are relative to {split.image_root} (--images, where that is not beside the json)")
+    return 0
+
+
+def _sources(options: _Source) -> list[SplitSource]:
+    sources = find_splits(options.path, options.wanted_format)
+    return [match_split(options.path, options.split, sources)] if options.split else list(sources.values())
+
+
+def _open(options: _Source, source: SplitSource) -> Split:
+    with Console(stderr=True).status(f"decoding the images of {source.name}"):
+        return open_split(
+            options.path, source.name, check_images="decode", format=options.wanted_format, images=options.images
+        )
+
+
+def summarize(split: Split) -> dict[str, Any]:
+    """What a split holds, as values for JSON: lengths in px of the original images, areas by COCO's limits."""
+    records = split.records
+    boxes = np.concatenate([record.boxes for record in records]).astype(np.float64)
+    labels = np.concatenate([record.labels for record in records])
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    # small, medium and large as 0, 1 and 2; a box of exactly a limit's area belongs to both in COCO, here to the larger
+    sizes = np.digitize(areas, _COCO_AREAS_PX)
+    per_image = np.array([len(record.boxes) for record in records])
+    report = split.report
+    return {
+        "images": len(records),
+        "images_without_objects": int((per_image == 0).sum()),
+        "image_sizes": {
+            f"{width}x{height}": count
+            for (width, height), count in Counter((record.width, record.height) for record in records).most_common()
+        },
+        "ignored_regions": sum(len(record.ignored) for record in records),
+        "boxes": len(boxes),
+        "boxes_per_image": {
+            "mean": float(per_image.mean()),
+            "median": float(np.median(per_image)),
+            "max": int(per_image.max()),
+        },
+        **_size_counts(sizes),
+        "box_side_percentiles": dict(
+            zip(map(str, _PERCENTILES), np.percentile(np.sqrt(areas), _PERCENTILES).tolist(), strict=True)
+        )
+        if len(areas)
+        else {},
+        "classes": [
+            {
+                "id": category,
+                "name": name,
+                "boxes": int((labels == label).sum()),
+                **_size_counts(sizes[labels == label]),
+            }
+            for label, (category, name) in enumerate(zip(split.category_ids, split.class_names, strict=True))
+        ],
+        "dropped": {
+            verdict: {"count": count, "places": report.places[verdict]}
+            for verdict, count in report.counts.most_common()
+            if verdict not in report.notes
+        },
+        "notes": {
+            verdict: {"count": report.counts[verdict], "places": report.places[verdict]}
+            for verdict in sorted(report.notes)
+        },
+    }
+
+
+def _size_counts(sizes: np.ndarray) -> dict[str, int]:
+    return {name: int((sizes == index).sum()) for index, name in enumerate(("small", "medium", "large"))}
+
+
+def _print_summary(summary: dict[str, Any], split: Split, console: Console) -> None:
+    console.print(
+        f"{summary['split']} ({summary['format']}): {summary['images']} images ({summary['images_without_objects']} without objects), "
+        f"{summary['boxes']} boxes, {summary['ignored_regions']} ignored regions",
+        style="bold",
+    )
+    sizes = list(summary["image_sizes"].items())
+    listed = ", ".join(f"{size} ({count})" for size, count in sizes[:_IMAGE_SIZES_LISTED])
+    more = f" and {len(sizes) - _IMAGE_SIZES_LISTED} other sizes" if len(sizes) > _IMAGE_SIZES_LISTED else ""
+    console.print(f"  image sizes, px: {listed}{more}")
+    per_image = summary["boxes_per_image"]
+    console.print(
+        f"  boxes per image: {per_image['mean']:.1f} on average, median {per_image['median']:g}, "
+        f"at most {per_image['max']}"
+    )
+    percentiles = ", ".join(f"{side:.1f} ({name} %)" for name, side in summary["box_side_percentiles"].items())
+    if percentiles:
+        console.print(f"  box side, square root of the area, px: {percentiles}")
+    table = Table("id", "class", "boxes", "small", "medium", "large", box=rich.box.SIMPLE)
+    for column in (0, 2, 3, 4, 5):
+        table.columns[column].justify = "right"
+    for row in [*summary["classes"], {**summary, "id": "", "name": "all"}]:
+        table.add_row(*(str(row[key]) for key in ("id", "name", "boxes", "small", "medium", "large")))
+    console.print(table)
+    _print_report(split, console)
+
+
+def _print_report(split: Split, console: Console) -> None:
+    report = split.report
+    console.print(f"  {report.dropped or 'nothing'} left out of {split.name}")
+    for line in report.lines(_PLACES_LISTED):
+        console.print(f"  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

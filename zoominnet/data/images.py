@@ -1,0 +1,179 @@
+"""Image files: their sizes from the header, their pixels, and which of them can be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageFile
+from torch import Tensor
+from torchvision.io import ImageReadMode
+
+from zoominnet.data.records import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""The file names taken for images when a folder is listed. What a file really holds is read from its first bytes."""
+
+MAX_PIXELS = 100_000_000
+"""The largest image decoded unless the caller says otherwise: 100 megapixels are 300 MB as RGB."""
+
+# Pillow is kept to these: some of its other formats start programs (EPS) or are not photographs.
+_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+# MPO is a JPEG followed by a preview picture, as many drones write it; torchvision decodes the first.
+_TORCHVISION_FORMATS = frozenset({"JPEG", "MPO", "PNG"})
+_PILLOW_MODES_TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_EXIF_ORIENTATION = 0x0112
+
+
+class ImageError(DataError):
+    """An image that cannot be used: the message names the file, `verdict` is what a `DataReport` counts it under."""
+
+    def __init__(self, message: str, verdict: str = "unreadable image") -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
+class ImageHeader(NamedTuple):
+    """What the first bytes of an image file say.
+
+    Attributes:
+        width, height: as stored, px: an EXIF rotation is not applied.
+        format: Pillow's name: "JPEG", "PNG", ...
+        orientation: of the EXIF block, 1 to 8; 1 (upright) where it says nothing.
+    """
+
+    width: int
+    height: int
+    format: str
+    orientation: int
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files in `folder` and below, relative to it and sorted; hidden files are left out."""
+
+    def refuse(error: OSError) -> NoReturn:  # os.walk would leave the folder out without a word
+        raise error
+
+    found = [
+        Path(directory, name).relative_to(folder)
+        for directory, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def read_image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Reads the size of an image without decoding it.
+
+    Raises:
+        ImageError: missing, not a JPEG, PNG, BMP, TIFF or WebP file, or more than `max_pixels` pixels.
+    """
+    if not path.is_file():  # also keeps us from waiting on a named pipe
+        raise ImageError(f"{path}: no such image file", "image file missing")
+    try:
+        with Image.open(path, formats=_PILLOW_FORMATS) as image:
+            width, height = image.size
+            header = ImageHeader(width, height, image.format or "", _orientation(image))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}", "image over the size limit") from error
+    except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
+        reason = "the file is empty" if path.stat().st_size == 0 else "not a readable JPEG, PNG, BMP, TIFF or WebP file"
+        raise ImageError(f"{path}: {reason}") from error
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path}: {width}x{height} px is over the limit of {max_pixels / 1e6:g} megapixels",
+            "image over the size limit",
+        )
+    return header
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these itself, in the header's size as in the pixels
+        return 1
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # an EXIF block that cannot be read turns nothing; the pixels may be whole
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decodes an image file to uint8[3, H, W], RGB, as stored: an EXIF rotation is not applied, alpha is left out.
+
+    torchvision decodes JPEG and PNG, Pillow the other formats. Of 16-bit images the high byte is kept.
+
+    Raises:
+        ImageError: as `read_image_header`, or the pixels are cut off or damaged.
+    """
+    header = read_image_header(path, max_pixels=max_pixels)
+    try:
+        if header.format in _TORCHVISION_FORMATS:
+            data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+            pixels = torchvision.io.decode_image(data, ImageReadMode.RGB)
+            if pixels.dtype == torch.uint16:
+                pixels = (pixels.int() >> 8).byte()
+        else:
+            pixels = _decode_with_pillow(path)
+    except ImageError:
+        raise
+    except Exception as error:  # as above: the decoders raise many types for damaged data
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"{path}: cannot be decoded: {reason}") from error
+    if pixels.shape != (3, header.height, header.width):
+        raise ImageError(f"{path}: decoded to {tuple(pixels.shape)}, the header says {header.width}x{header.height}")
+    return pixels
+
+
+def _decode_with_pillow(path: Path) -> Tensor:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ImageError(f"{path}: not decoded while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: leave it False")
+    with Image.open(path, formats=_PILLOW_FORMATS) as image:
+        if image.mode.startswith("I;16"):
+            gray = (np.asarray(image) >> 8).astype(np.uint8)
+            pixels = np.repeat(gray[:, :, None], 3, axis=2)
+        elif image.mode in _PILLOW_MODES_TO_RGB:
+            pixels = np.array(image.convert("RGB"))
+        else:
+            raise ImageError(f"{path}: pixels of mode {image.mode!r} have no defined brightness: save it as 8-bit RGB")
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def inspect_images(paths: Iterable[Path], root: Path, *, decode: bool) -> Iterator[ImageHeader | ImageError]:
+    """For each of `paths`, in order, its header, or why it cannot be used: also when it leads outside `root`.
+
+    With `decode` each image is decoded as well, in a few threads: no header check finds a cut-off JPEG.
+    """
+    real_root = root.resolve()
+
+    def inspect(path: Path) -> ImageHeader | ImageError:
+        try:
+            require_inside(path, real_root)
+            header = read_image_header(path)
+            if decode:
+                decode_image(path)
+        except ImageError as error:
+            return error
+        return header
+
+    if not decode:
+        yield from map(inspect, paths)
+        return
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(inspect, paths)
+
+
+def require_inside(path: Path, real_root: Path) -> None:
+    """Raises ImageError where `path`, its symbolic links followed, is not below the resolved folder `real_root`."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL byte in the name
+        raise ImageError(f"{path}: {error}", "path leads outside the data folder") from error
+    if not real.is_relative_to(real_root):
+        raise ImageError(f"{path}: leads to {real}, outside {real_root}", "path leads outside the data folder")

@@ -1,0 +1,164 @@
+"""What a reader of any format hands on: one record an image, and a counted report of what it dropped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from zoominnet.errors import UserError
+
+VISDRONE_CLASSES = (
+    "pedestrian",
+    "people",
+    "bicycle",
+    "car",
+    "van",
+    "truck",
+    "tricycle",
+    "awning-tricycle",
+    "bus",
+    "motor",
+)
+"""The ten evaluated classes of VisDrone-DET, in the order of its category numbers 1 to 10."""
+
+ANY_CLASS = -1
+"""The label of an ignored region that holds for every class (VisDrone's categories 0 and 11)."""
+
+
+class DataError(UserError):
+    """Data that cannot be used. The message is one line naming the file or folder and the remedy."""
+
+
+def _printable(text: str) -> str:
+    """`text` with line breaks, terminal control characters and undecodable bytes as backslash escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), dtype=np.float32)
+
+
+def _no_labels() -> np.ndarray:
+    return np.zeros((0,), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and its annotations, in the pixels of the original image.
+
+    Attributes:
+        path: the image file; None where the image is generated.
+        image_id: unique in its split, stable whatever other images are skipped.
+        width, height: of the original image as it is stored, px: an EXIF rotation is not applied.
+        boxes: float32[G, 4], (x1, y1, x2, y2) px, inside the image, each side at least 1 px.
+        labels: int64[G], 0 to number of classes - 1.
+        ignored: float32[R, 4], regions where objects are not annotated, same form as `boxes`.
+        ignored_labels: int64[R], the class a region holds for, or `ANY_CLASS`.
+    """
+
+    path: Path | None
+    image_id: int
+    width: int
+    height: int
+    boxes: np.ndarray = field(default_factory=_no_boxes)
+    labels: np.ndarray = field(default_factory=_no_labels)
+    ignored: np.ndarray = field(default_factory=_no_boxes)
+    ignored_labels: np.ndarray = field(default_factory=_no_labels)
+
+
+@dataclass
+class DataReport:
+    """Counts of everything a reader dropped or changed, with the place of each.
+
+    `counts` maps a verdict ("side under 1 px", "unreadable image", ...) to how often it was given; `places` keeps the
+    first `keep` places of each as "file:line: what was found" for people to look at. The verdicts in `notes` drop
+    nothing: what they were given to is used, and people should know how.
+    """
+
+    keep: int = 20
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    notes: set[str] = field(default_factory=set)
+
+    def add(self, verdict: str, place: str) -> None:
+        """Counts one `verdict` given at `place` ("file:line: what was found")."""
+        self.counts[verdict] += 1
+        seen = self.places.setdefault(verdict, [])
+        if len(seen) < self.keep:
+            seen.append(_printable(place))
+
+    def note(self, verdict: str, place: str) -> None:
+        """Counts one `verdict` on something that is used all the same."""
+        self.notes.add(verdict)
+        self.add(verdict, place)
+
+    @property
+    def dropped(self) -> int:
+        """How many images, annotations and files were dropped: everything counted but the notes."""
+        return sum(count for verdict, count in self.counts.items() if verdict not in self.notes)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def lines(self, places_each: int = 3) -> list[str]:
+        """One line a verdict, most frequent first, with the first `places_each` places; notes are marked."""
+        lines = []
+        for verdict, count in self.counts.most_common():
+            lines.append(f"{'note: ' if verdict in self.notes else ''}{count} x {verdict}")
+            lines.extend(f"    {place}" for place in self.places[verdict][:places_each])
+            if count > places_each:
+                lines.append(f"    and {count - places_each} more")
+        return lines
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Where one split lies on disk, found but not read yet.
+
+    Attributes:
+        name: the split's name: its folder's, or what follows "instances_" in a COCO json's name.
+        format: "coco", "visdrone" or "yolo".
+        root: the data folder: no file outside it is read.
+        annotations: the COCO json, or the folder of txt files.
+        images: the folder of the images; None for a COCO json whose images are still to be looked for.
+        classes: the data.yaml that names the classes of YOLO labels, if there is one.
+        also: the other formats in which the same split was found, and which were not taken.
+    """
+
+    name: str
+    format: str
+    root: Path
+    annotations: Path
+    images: Path | None = None
+    classes: Path | None = None
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set as a reader read it.
+
+    Attributes:
+        name: "train", "val", or whatever the data set calls it.
+        records: one an image, in a fixed order (by path), images that cannot be used left out.
+        class_names: the names of labels 0, 1, ...
+        category_ids: the number of each class in the source's own numbering (VisDrone: 1 to 10), for export.
+        report: what was dropped and why.
+        render: makes the image, uint8[3, height, width], of a record whose path is None.
+        image_root: the folder that the images' names are relative to; None where the images are generated.
+    """
+
+    name: str
+    records: Sequence[ImageRecord]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    report: DataReport
+    render: Callable[[ImageRecord], Tensor] | None = None
+    image_root: Path | None = None

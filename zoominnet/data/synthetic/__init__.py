@@ -1,0 +1,132 @@
+"""Synthetic drone scenes: VisDrone's ten classes on textured ground, made on the fly from a seed.
+
+A scene is a small world (roads, car parks, squares, fields, houses, and the solids of `models`) seen by a tilted
+camera. What sets look-alike classes apart, such as walking or sitting, a load or a roof, panels or windows, is 2 to
+10 px large at 512 px, so that an image of twice the side shows clearly more. Sizes, crowding, class imbalance,
+occlusion, ignored regions and images without objects follow VisDrone's.
+
+The annotations follow from a scene's layout without rendering it, and scale with the image: at another size the same
+objects have proportional boxes, but for those that would be under 1 px.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoominnet.data.plan import keyed_rng
+from zoominnet.data.records import ANY_CLASS, VISDRONE_CLASSES, DataReport, ImageRecord, Split
+from zoominnet.data.synthetic.geometry import REFERENCE_PX
+from zoominnet.data.synthetic.layout import MIN_OBJECTS, MIN_SIDE, Scene, make_scene
+from zoominnet.data.synthetic.render import render
+
+__all__ = ["SyntheticScenes"]
+
+EMPTY_SHARE = 0.03
+"""Share of the images that have no objects."""
+_LAYOUT, _PIXELS = 11, 12  # purposes of random streams, see plan.keyed_rng
+
+
+class SyntheticScenes(Sequence[ImageRecord]):
+    """A split of generated scenes: a sequence of records, and the images to them.
+
+    Everything is a pure function of (seed, split, index): the same in every process and every run. A record is made
+    when it is first asked for, an image each time; both together take about 0.07 s at 512 px on one core.
+
+    Args:
+        num_images: 1 or more.
+        size: side of the square images, px, 32 or more. Objects measure 3 to 60 px at 512, in proportion elsewhere.
+        seed: 0 or greater.
+        split: its name; splits of different names share no scene.
+        density: of the objects, 0.05 to 1; at 1 there are 20 to 500 in an image, but none in about 3 % of the images.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self, num_images: int, *, size: int = REFERENCE_PX, seed: int = 0, split: str = "train", density: float = 1.0
+    ) -> None:
+        if num_images < 1 or size < 32 or seed < 0 or not 0.05 <= density <= 1:
+            raise ValueError(
+                f"SyntheticScenes: needs num_images >= 1, size >= 32 px, seed >= 0 and a density of 0.05 to 1; "
+                f"got {num_images}, {size}, {seed} and {density}"
+            )
+        self.num_images = num_images
+        self.size = size
+        self.name = split
+        self.density = density
+        self._key = (seed, zlib.crc32(split.encode()))
+        self._records: dict[int, ImageRecord] = {}
+        self._latest: tuple[int, Scene] | None = None
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        index %= len(self)
+        if index not in self._records:
+            self._records[index] = self._make_record(index)
+        return self._records[index]
+
+    def split(self) -> Split:
+        """The scenes as a reader would give them."""
+        return Split(
+            name=self.name,
+            records=self,
+            class_names=VISDRONE_CLASSES,
+            category_ids=tuple(range(1, len(VISDRONE_CLASSES) + 1)),
+            report=DataReport(),
+            render=self.render,
+        )
+
+    def render(self, record: ImageRecord) -> Tensor:
+        """The image of one of this split's records: uint8[3, size, size], RGB."""
+        index = record.image_id
+        return torch.from_numpy(render(self._scene(index), self.size, keyed_rng(_PIXELS, *self._key, index)))
+
+    def _scene(self, index: int) -> Scene:
+        """Scenes are too large to keep them all, but who asks for a record mostly wants its image next."""
+        if self._latest is None or self._latest[0] != index:
+            self._latest = index, self._make_scene(index)
+        return self._latest[1]
+
+    def _make_scene(self, index: int) -> Scene:
+        attempt = 0
+        rng = keyed_rng(_LAYOUT, *self._key, index, attempt)
+        empty = bool(rng.random() < EMPTY_SHARE)
+        min_side = max(MIN_SIDE, 1.001 / self.size)
+        while True:
+            scene = make_scene(rng, density=self.density, empty=empty, min_side=min_side)
+            if empty or len(scene.labels) >= round(self.density * MIN_OBJECTS):
+                return scene
+            attempt += 1  # this camera saw too little
+            rng = keyed_rng(_LAYOUT, *self._key, index, attempt)
+
+    def _make_record(self, index: int) -> ImageRecord:
+        scene = self._scene(index)
+        return ImageRecord(
+            path=None,
+            image_id=index,
+            width=self.size,
+            height=self.size,
+            boxes=scene.boxes * np.float32(self.size),
+            labels=scene.labels,
+            ignored=scene.ignored * np.float32(self.size),
+            ignored_labels=np.full(len(scene.ignored), ANY_CLASS, dtype=np.int64),
+        )

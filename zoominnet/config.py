@@ -58,6 +58,8 @@ class TrainConfig:
     """Freeze the stem and so many ResNet stages (repo: 1); 0 with --weights none."""
     norm_eval: bool = True
     """Keep BatchNorm in evaluation mode while training (repo: True); False with --weights none."""
+    channels: int = 256
+    """Channels of the pyramid and the head towers (paper: 256)."""
     image_size: int = 512
     """Side of the student's input, px; the teacher's is twice that (paper: 512)."""
 
@@ -168,7 +170,7 @@ class TrainConfig:
         Raises:
             ConfigError: naming the option.
         """
-        for name in ("image_size", "epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("image_size", "channels", "epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least 1")
         for name in ("teacher_epochs", "max_steps", "val_images"):
@@ -213,9 +215,11 @@ PROFILES: dict[Profile, TrainConfig] = {
         ignored="honour",
         backbone="resnet18",
         weights="none",
+        channels=64,
         image_size=128,
-        epochs=4,
-        warmup_steps=50,
+        epochs=6,
+        lr=0.02,
+        decay_at=(0.7, 0.9),
         clip_grad_norm=10.0,
         out=Path("runs/demo"),
     ),

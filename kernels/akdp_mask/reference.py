@@ -12,9 +12,10 @@ b, each operation rounded by itself, in this order and without fused multiply-ad
     union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)) - inter
     iou = inter / union where inter > 0, else 0
 
-An anchor or box has IoU 0 with everything unless its width, its height and their rounded product (the area) are all
-greater than zero, not NaN and finite (an area that underflows to 0 gives inter = 0 anyway). So neither NaN nor
-infinity reaches a result. The IoU and its maxima are therefore the same bits on every backend.
+An anchor or box of which the area ``(x2 - x1) * (y2 - y1)``, so rounded, is infinite or NaN has IoU 0 with everything:
+that is any with an infinite or NaN coordinate, and a finite one that overflows. One of zero or negative width or
+height has inter = 0. So neither NaN nor infinity reaches a result, and the IoU and its maxima are the same bits on
+every backend.
 
 *lambda*, for one image and level, or one image where `all_levels`: with n the number of pairs of an anchor and a box
 (mode ADAPTIVE) or those of IoU > 0 (ADAPTIVE_NONZERO), and the sums s1 of iou and s2 of iou^2 in float64::

@@ -524,6 +524,15 @@ def test_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
     assert split.report.counts == {verdict: 1}
 
 
+def test_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
+    names = ["a.jpg", str(make_image(tmp_path / "images" / "b.jpg"))]
+    make_image(tmp_path / "images" / "a.jpg")
+    coco(tmp_path / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
+    split = open_split(tmp_path, "val")
+    assert [record.image_id for record in split.records] == [0]
+    assert split.report.counts == {OUTSIDE: 1}
+
+
 def test_an_image_id_of_several_images_drops_them_all(tmp_path: Path) -> None:
     for name in "abc":
         make_image(tmp_path / "images" / f"{name}.jpg")

@@ -76,12 +76,31 @@ def test_threshold_is_strict(backend: str, device: str) -> None:
     assert akdp_mask(anchors, box, threshold=0.4999, backend=backend).tolist() == [[True, True]]
 
 
+def test_threshold_is_rounded_to_the_iou_dtype(backend: str, device: str) -> None:
+    # IoU 1 with the first cell and 8/24 with the second. The float64 number 1/3 is less than the float32 one, but
+    # equal to it once it is rounded.
+    anchors = torch.tensor([ON_CELL, BETWEEN_CELLS], device=device).view(1, 2, 1, 4)
+    box = torch.tensor([ON_CELL], device=device)
+    assert akdp_mask(anchors, box, threshold=1 / 3, backend=backend).tolist() == [[True, False]]
+    assert akdp_mask(anchors, box, threshold=1 / 3 - 1e-7, backend=backend).tolist() == [[True, True]]
+
+
 def test_one_pair_has_no_deviation(backend: str, device: str) -> None:
     # IoU 1/2, so lambda 1/2 and threshold 1/4.
     anchors = torch.tensor([0.0, 0.0, 4.0, 8.0], device=device).view(1, 1, 1, 4)
     box = torch.tensor([ON_CELL], device=device)
     assert akdp_stats(anchors, box, backend=backend).lam.item() == 0.5
     assert akdp_mask(anchors, box, backend=backend).tolist() == [[True]]
+
+
+def test_equal_ious_have_no_deviation(backend: str, device: str) -> None:
+    # The variance, a difference of sums, comes out a little above or below zero; its root must not be NaN.
+    box = torch.tensor([[0.0, 0.0, 5.0, 11.0]], device=device, dtype=torch.float64)
+    for count in range(2, 12):
+        for height in range(1, 11):
+            anchors = torch.tensor([0.0, 0.0, 7.0, height], device=device, dtype=torch.float64).expand(count, 1, 1, 4)
+            iou = 5 * height / (55 + 2 * height)
+            assert akdp_stats(anchors, box, backend=backend).lam.item() == pytest.approx(iou, abs=2e-8)
 
 
 def test_scope_all_hand_worked(backend: str, device: str) -> None:
@@ -330,8 +349,8 @@ MEMORY = """
 import resource, sys, torch
 from zoominnet.kernels import AnchorGrid, akdp_mask, max_iou_assign
 torch.set_num_threads(1)
-grid = AnchorGrid(torch.tensor([[-12.0, -12.0, 12.0, 12.0]]).repeat(9, 1), (8, 8), (80, 80))
-corner = torch.rand(1000, 2) * 640
+grid = AnchorGrid(torch.tensor([[-12.0, -12.0, 12.0, 12.0]]).repeat(9, 1), (8, 8), (64, 64))
+corner = torch.rand(1000, 2) * 512
 boxes = torch.cat([corner, corner + 20], 1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 akdp_mask(grid, boxes, backend=sys.argv[1])
@@ -342,7 +361,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
 def test_memory_does_not_grow_with_anchors_times_boxes(backend: str) -> None:
-    # 57,600 anchors x 1,000 boxes: one float32 matrix of the pairs alone would be 220 MiB.
+    # 36,864 anchors x 1,000 boxes: one float32 matrix of the pairs alone would be 140 MiB.
     done = subprocess.run([sys.executable, "-c", MEMORY, backend], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
 

@@ -103,6 +103,16 @@ def test_plain_pytorch(factor: int, backend: str, device: str) -> None:
     torch.testing.assert_close(grad, torch.autograd.grad(expected, student)[0])
 
 
+def test_documented_order_of_the_gradient(backend: str, device: str) -> None:
+    # Terms 1, u, u and u (differences of twice that, over 4 positions) with u half a unit of rounding:
+    # (1 + u) + (u + u) is 1 + 2u, in the order of the row it were 1.
+    u = 2.0**-24
+    student = torch.zeros(1, 1, 1, 1, device=device)
+    teacher = torch.tensor([[[[-2.0, -2 * u], [-2 * u, -2 * u]]]], device=device)
+    _, grad = run(student, teacher, torch.ones(1, 2, 2, dtype=torch.bool, device=device), backend=backend)
+    assert grad.item() == 1 + 2 * u
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("factor", FACTORS)
 def test_gradcheck(factor: int, reduction: str, backend: str, device: str) -> None:

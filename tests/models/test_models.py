@@ -297,7 +297,7 @@ def test_bad_input_is_named(images: list[Tensor], targets: object, message: str)
         ({"name": "fpn"}, "model: 'fpn' is not one of teacher, snet"),
         ({"name": "fa", "backbone": "vgg"}, "backbone: 'vgg' is not one of resnet18"),
         ({"name": "fa", "image_size": 100}, "image_size: 100 is not a positive multiple of 32"),
-        ({"name": "fa", "num_classes": 0}, "num_classes: 0 is not positive"),
+        ({"name": "fa", "num_classes": 0}, "num_classes: 0 and channels: 256 must be positive"),
         ({"name": "fa", "backbone": "resnet18", "stride_in_1x1": True}, "resnet18 has no bottleneck"),
         ({"name": "fa", "frozen_stages": 5}, "frozen_stages: 5 is not in 0..4"),
     ],

@@ -112,7 +112,14 @@ class DetectionDataset(Dataset[Sample]):
         epoch, index = (0, key) if isinstance(key, int) else key
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        index, image = self._readable(index)
+        try:
+            return self._make_sample(epoch, index)
+        except Exception as error:
+            error.add_note(f"in epoch {epoch}, sample {index} of split '{self.split.name}'")
+            raise
+
+    def _make_sample(self, epoch: int, wanted: int) -> Sample:
+        index, image = self._readable(wanted)
         record = self.split.records[index]
         flipped = self.flip and bool(keyed_rng(AUGMENTATION, self.seed, epoch, index).random() < 0.5)
         height, width = image.shape[-2:]

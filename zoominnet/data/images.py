@@ -25,7 +25,7 @@ MAX_PIXELS = 100_000_000
 
 # Pillow is kept to these: some of its other formats start programs (EPS) or are not photographs.
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-# MPO is a JPEG followed by a preview picture, as many drones write it; torchvision decodes the first.
+# MPO is what Pillow calls a JPEG followed by a preview picture, as many drones write it; the first one is decoded.
 _TORCHVISION_FORMATS = frozenset({"JPEG", "MPO", "PNG"})
 _PILLOW_MODES_TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _EXIF_ORIENTATION = 0x0112

@@ -94,7 +94,9 @@ def _nothing_found(path: Path, format: str | None) -> str:
     held = sorted(repr(entry.name + "/" * entry.is_dir()) for entry in folder.iterdir())
     more = f" and {len(held) - _NAMES_LISTED} more" if len(held) > _NAMES_LISTED else ""
     contents = (", ".join(held[:_NAMES_LISTED]) + more) if held else "nothing"
-    return f"{path}: no data set found: looked for {wanted}; {folder} holds {contents}: give the folder that holds these"
+    return (
+        f"{path}: no data set found: looked for {wanted}; {folder} holds {contents}: give the folder that holds these"
+    )
 
 
 def open_split(

@@ -86,6 +86,8 @@ class Distiller:
             )
         if teacher.num_classes != student.num_classes:
             raise ValueError(f"the teacher knows {teacher.num_classes} classes, the student {student.num_classes}")
+        if teacher.channels != student.channels:
+            raise ValueError(f"the teacher's maps have {teacher.channels} channels, the student's {student.channels}")
         deepest = 2**student.architecture.last_level
         if student.architecture.upsample_head and student.image_size % deepest:
             raise ValueError(

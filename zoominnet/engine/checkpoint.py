@@ -43,7 +43,7 @@ class ModelInfo:
     """What a model file says of itself: enough to rebuild the model and to read its labels.
 
     Attributes:
-        name, backbone, num_classes, image_size, stride_in_1x1: arguments of :func:`zoominnet.models.build_model`.
+        name, backbone, num_classes, image_size, channels, stride_in_1x1: arguments of :func:`zoominnet.models.build_model`.
         class_names: of labels 0, 1, ...
         category_ids: of the training data's own numbering.
         config: the training configuration, for the record.
@@ -54,6 +54,7 @@ class ModelInfo:
     backbone: str
     num_classes: int
     image_size: int
+    channels: int
     stride_in_1x1: bool
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -74,6 +75,7 @@ class ModelInfo:
             backbone=model.backbone_name,
             num_classes=model.num_classes,
             image_size=model.image_size,
+            channels=model.channels,
             stride_in_1x1=model.stride_in_1x1,
             class_names=class_names,
             category_ids=category_ids,
@@ -277,7 +279,7 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
         info = ModelInfo(**fields)
         model = build_model(
-            info.name, info.backbone, info.num_classes, info.image_size, stride_in_1x1=info.stride_in_1x1, **options
+            info.name, info.backbone, info.num_classes, info.image_size, channels=info.channels, stride_in_1x1=info.stride_in_1x1, **options
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -182,6 +182,7 @@ class Run:
             config.backbone,
             len(self.val.class_names),
             config.teacher_size if name == "teacher" else config.image_size,
+            channels=config.channels,
             stride_in_1x1=bool(stride),
             frozen_stages=config.frozen_stages,
             norm_eval=config.norm_eval,
@@ -286,6 +287,11 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
         raise ConfigError(
             f"{what}: trained at {info.image_size} px, but twice --image-size is {config.teacher_size} px; "
             f"give --image-size {info.image_size // 2} or another teacher"
+        )
+    if info.channels != config.channels:
+        raise ConfigError(
+            f"{what}: its maps have {info.channels} channels, this run's {config.channels}; "
+            f"give --channels {info.channels} or another teacher"
         )
     check_same_classes(what, info.class_names, class_names, config.data)
 

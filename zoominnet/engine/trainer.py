@@ -241,14 +241,16 @@ class Phase:
         self.module.train()
         if self.distiller is not None:
             self.distiller.teacher.eval()
+        started = time.perf_counter()
         for batch in loader:
-            started = time.perf_counter()
             measure = (self.step + 1) % self.config.log_every == 0
             values = self._train_step(batch, measure)
             self.step += 1
             if measure:
                 log.write("train", self.step, {"epoch": epoch, **values})
-            values["images_per_s"] = len(batch.images) / (time.perf_counter() - started)
+            now = time.perf_counter()
+            values["images_per_s"] = len(batch.images) / (now - started)
+            started = now
             display.update(self.step, self._describe(epoch, values))
             finished, stopping = self.step == self.schedule.total_steps, bool(stopped)
             path = None

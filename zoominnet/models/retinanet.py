@@ -94,6 +94,7 @@ class RetinaNet(nn.Module):
         name: one of `ARCHITECTURES`.
         backbone: resnet18, 34, 50 or 101.
         num_classes: without background.
+        channels: of the pyramid and the head towers (paper: 256).
         image_size: side of the square input that `anchor_grids` describes, px; other sizes are accepted too.
         stride_in_1x1, frozen_stages, norm_eval: see :class:`ResNetStages`.
         score_threshold, nms_threshold, candidates, max_detections: post-processing; at most `candidates` a level enter
@@ -110,6 +111,7 @@ class RetinaNet(nn.Module):
         backbone: str = "resnet50",
         num_classes: int = 10,
         image_size: int = 512,
+        channels: int = 256,
         stride_in_1x1: bool = False,
         frozen_stages: int = 0,
         norm_eval: bool = False,
@@ -121,22 +123,22 @@ class RetinaNet(nn.Module):
         super().__init__()
         if name not in ARCHITECTURES:
             raise ValueError(f"model: {name!r} is not one of {', '.join(ARCHITECTURES)}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes: {num_classes} is not positive")
+        if num_classes < 1 or channels < 1:
+            raise ValueError(f"num_classes: {num_classes} and channels: {channels} must be positive")
         if image_size < SIZE_DIVISOR or image_size % SIZE_DIVISOR:
             raise ValueError(f"image_size: {image_size} is not a positive multiple of {SIZE_DIVISOR}")
         self.name, self.architecture = name, ARCHITECTURES[name]
         self.backbone_name, self.num_classes, self.image_size = backbone, num_classes, image_size
-        self.stride_in_1x1 = stride_in_1x1
+        self.channels, self.stride_in_1x1 = channels, stride_in_1x1
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.candidates, self.max_detections = candidates, max_detections
         self.backbone = ResNetStages(
             backbone, stride_in_1x1=stride_in_1x1, frozen_stages=frozen_stages, norm_eval=norm_eval
         )
         arch = self.architecture
-        self.fpn = FeaturePyramid(self.backbone.channels, arch.first_level, arch.last_level)
+        self.fpn = FeaturePyramid(self.backbone.channels, arch.first_level, arch.last_level, channels)
         num_anchors = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)
-        self.head = RetinaHead(num_classes, num_anchors, arch.head_depth, upsample=arch.upsample_head)
+        self.head = RetinaHead(num_classes, num_anchors, arch.head_depth, channels, upsample=arch.upsample_head)
         for i, stride in enumerate(arch.strides):
             self.register_buffer(f"base_anchors_{i}", base_anchors(stride), persistent=False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

@@ -156,6 +156,9 @@ def visible_shares(polygons: Polygons, asked: np.ndarray) -> np.ndarray:
 
 
 def pixel_lists(points: np.ndarray, size_px: int) -> list[list[float]]:
-    """Points [F, 8, 2] of the image as Pillow wants them: flat lists, whole numbers at the middle of pixels."""
-    flat: list[list[float]] = (points * size_px - 0.5).reshape(-1, 16).tolist()
+    """Points [F, 8, 2] of the image as Pillow wants them, flat lists in px.
+
+    Pillow rounds down to whole pixels and paints the outline too, so a polygon reaches up to a pixel too far.
+    """
+    flat: list[list[float]] = (points * size_px).reshape(-1, 16).tolist()
     return flat

@@ -1,0 +1,31 @@
+"""Tiny training runs through the command itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoominnet import train
+
+TINY = (
+    "--profile demo --synthetic-images 8 4 --image-size 64 --batch-size 2 --workers 0 --epochs 2 --student snet "
+    "--log-every 1 --warmup-steps 0"
+).split()
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def tiny_train(tmp_path: Path) -> Train:
+    """`tiny_train("--option", ..., out="name")` trains in tmp_path/name and returns the exit status."""
+
+    def run(*options: str, out: str = "run") -> int:
+        return train.main([*TINY, *options, "--out", str(tmp_path / out)])
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -1,0 +1,302 @@
+"""Real training on tiny settings, through the command."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.engine.conftest import Train
+from zoominnet import evaluate, train
+from zoominnet.engine import trainer
+from zoominnet.engine.checkpoint import list_checkpoints, load_model
+
+
+def metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = last_weights(a), last_weights(b)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def write_overfit_data(root: Path) -> None:
+    """Two VisDrone images with plain squares of three colours and classes: 60 copies to train on, one to validate."""
+    rng = np.random.default_rng(0)
+    colours = {1: (220, 40, 40), 4: (40, 220, 40), 9: (40, 40, 220)}
+    layout = {
+        "a": [(10, 12, 44, 40, 1), (70, 20, 46, 50, 4), (30, 74, 50, 42, 9)],
+        "b": [(16, 60, 44, 50, 4), (66, 8, 48, 44, 1), (76, 70, 40, 48, 9)],
+    }
+    for split in ("train", "val"):
+        for folder in ("images", "annotations"):
+            (root / split / folder).mkdir(parents=True)
+        copies = 60 if split == "train" else 1
+        for name, boxes in layout.items():
+            pixels = rng.integers(90, 130, (128, 128, 3), dtype=np.uint8)
+            for x, y, w, h, category in boxes:
+                pixels[y : y + h, x : x + w] = colours[category]
+            text = "".join(f"{x},{y},{w},{h},1,{category},0,0\n" for x, y, w, h, category in boxes)
+            for copy in range(copies):
+                Image.fromarray(pixels).save(root / split / "images" / f"{name}{copy}.png")
+                (root / split / "annotations" / f"{name}{copy}.txt").write_text(text)
+
+
+@pytest.mark.timeout(600)
+def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
+    write_overfit_data(tmp_path / "data")
+    options = "--profile demo --image-size 64 --batch-size 2 --workers 0 --student snet --no-distill --log-every 1"
+    schedule = "--epochs 3 --warmup-steps 10 --lr 0.01 --decay-at 0.9"
+    assert train.main([*options.split(), *schedule.split(), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]) == 0
+    lines = metrics(tmp_path / "run" / "student")
+    first, last = lines[0], lines[-1]
+    assert last["loss"] < 0.1 * first["loss"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["models"]["student"]["AP"] > 0.9
+
+
+def test_teacher_then_student_and_the_evaluation_of_both(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train() == 0
+    out = capsys.readouterr().out
+    for expected in ("kernels    akdp_mask: reference", "teacher: AP", "mask [", "distill", "COCO scores on val (4 images)"):
+        assert expected in out
+    run = tmp_path / "run"
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["models"]) == ["teacher", "student"]
+    teacher, student = (metrics(run / phase) for phase in ("teacher", "student"))
+    assert len(teacher) == len(student) == 8  # 2 epochs of 4 steps
+    assert "distill" not in teacher[0]
+    for line in student:
+        assert len(line["distill_levels"]) == len(line["coverage"]) == 5
+        assert line["distill"] == pytest.approx(sum(line["distill_levels"]), rel=1e-5)
+        total = line["classification"] + line["bbox_regression"] + 0.01 * line["distill"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+        assert line["distill_gradient_ratio"] > 0
+    assert len(metrics(run / "student", "val")) == 2
+    assert list((run / "student" / "tensorboard").glob("events*"))
+    # The student's file stands alone, and has no tensor of the teacher.
+    model, info = load_model(run / "student")
+    assert (info.name, info.image_size, info.config["profile"]) == ("snet", 64, "demo")
+    assert set(last_weights(run / "student")) == set(model.state_dict())
+    # The command that the run recommends measures what the run measured.
+    scores = tmp_path / "scores.json"
+    best = result["checkpoint"]
+    options = ["--synthetic-images", "4", "--workers", "0", "--latency-repeats", "1", "--json", str(scores)]
+    assert evaluate.main([best, *options, "--input", "both"]) == 0
+    measured = json.loads(scores.read_text())
+    assert measured["scores"]["direct"]["COCO"]["AP"] == pytest.approx(result["models"]["student"]["AP"])
+    assert set(measured["scores"]) == {"direct", "halved"}
+    assert measured["cost"]["gflops"] == pytest.approx(result["models"]["student"]["gflops"])
+
+
+@pytest.mark.parametrize("student", ["la", "fa-thin", "fa"])
+def test_every_student_distils(tiny_train: Train, tmp_path: Path, student: str) -> None:
+    size = "128" if student == "la" else "64"
+    assert tiny_train("--student", student, "--image-size", size, "--max-steps", "2", "--no-check-teacher") == 0
+    assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "run" / "student"))
+
+
+def test_lambda_zero_is_bit_for_bit_the_run_without_a_teacher(tiny_train: Train, tmp_path: Path) -> None:
+    assert tiny_train("--lambda-distill", "0", out="zero") == 0
+    assert tiny_train("--no-distill", out="plain") == 0
+    assert not (tmp_path / "zero" / "teacher").exists()
+    assert_same_weights(tmp_path / "zero" / "student", tmp_path / "plain" / "student")
+    assert metrics(tmp_path / "zero" / "student") == metrics(tmp_path / "plain" / "student")
+
+
+def test_a_teacher_changes_what_the_student_learns_but_not_where_it_starts(tiny_train: Train, tmp_path: Path) -> None:
+    assert tiny_train(out="with") == 0
+    assert tiny_train("--no-distill", out="without") == 0
+    with_teacher, without = (metrics(tmp_path / name / "student") for name in ("with", "without"))
+    # Same initial weights, same first batch: the first task losses are equal, the later ones are not.
+    assert with_teacher[0]["classification"] == without[0]["classification"]
+    assert with_teacher[-1]["classification"] != without[-1]["classification"]
+
+
+def test_a_stopped_run_resumes_bit_for_bit(
+    tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the middle of an epoch of the student; weights and metrics end as if nothing had been."""
+    assert tiny_train(out="whole") == 0
+    train_step = trainer.Phase._train_step
+
+    def interrupted(self: trainer.Phase, *args: Any) -> dict[str, Any]:
+        values = train_step(self, *args)
+        if self.name == "student" and self.step == 4:  # the fifth step: the first of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return values
+
+    monkeypatch.setattr(trainer.Phase, "_train_step", interrupted)
+    assert tiny_train(out="parts") == 130
+    assert "go on with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert len(metrics(tmp_path / "parts" / "student")) == 5
+    # Steps that were logged after the checkpoint are done again, and logged once.
+    with (tmp_path / "parts" / "student" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 99}\n')
+    assert tiny_train("--resume", out="parts") == 0
+    assert "going on from" in capsys.readouterr().out
+    assert_same_weights(tmp_path / "whole" / "student", tmp_path / "parts" / "student")
+    whole, parts = ((tmp_path / name / "student" / "metrics.jsonl").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_resume_takes_the_runs_options_and_refuses_others(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train("--no-distill", "--max-steps", "1") == 0
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 0  # every other option from the run
+    assert tiny_train("--no-distill", "--max-steps", "1", "--resume", "--lr", "0.5") == 2
+    assert "--resume: --lr (was 0.01, is 0.5): a run goes on as it began" in capsys.readouterr().err
+
+
+def test_a_teacher_from_another_run(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train("--max-steps", "2", out="first") == 0
+    teacher = str(tmp_path / "first" / "teacher")
+    before = {p: p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+    assert tiny_train("--teacher", teacher, "--max-steps", "2", out="second") == 0
+    assert before == {p: p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    for options, message in (
+        (("--backbone", "resnet34"), "its backbone is resnet18, this run's resnet34; give --backbone resnet18"),
+        (("--image-size", "96"), "trained at 128 px, but twice --image-size is 192 px; give --image-size 64"),
+    ):
+        assert tiny_train("--teacher", teacher, *options, out=options[1]) == 2
+        assert message in capsys.readouterr().err
+    assert tiny_train("--teacher", str(tmp_path / "first" / "student"), out="wrong") == 2
+    assert "holds a 'snet'; name the teacher folder of a run" in capsys.readouterr().err
+
+
+def test_steps_that_are_not_finite_change_nothing(
+    tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_step = trainer.Phase._train_step
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def poisoned(self: trainer.Phase, batch: Any, measure: bool) -> dict[str, Any]:
+        weights.append({k: v.clone() for k, v in self.model.named_parameters()})
+        if self.step == 2:
+            batch.targets[0]["boxes"][:, 2] = math.nan
+            batch.targets[0]["boxes"][:, 0] = -math.inf
+            monkeypatch.setattr(
+                self.model, "losses", lambda p, t: {"classification": p.logits[0].sum() * math.nan, "bbox_regression": p.deltas[0].sum()}
+            )
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(trainer.Phase, "_train_step", poisoned)
+        return train_step(self, batch, measure)
+
+    monkeypatch.setattr(trainer.Phase, "_train_step", poisoned)
+    assert tiny_train("--no-distill", "--max-steps", "4") == 0
+    out = capsys.readouterr().out
+    assert "student step 3: loss nan" in out
+    assert "step skipped (images [" in out
+    assert all(torch.equal(weights[2][k], weights[3][k]) for k in weights[2])  # the third step changed nothing
+    assert any(not torch.equal(weights[1][k], weights[2][k]) for k in weights[1])  # the second did
+    assert metrics(tmp_path / "run" / "student")[-1]["skipped"] == 1
+    assert all(bool(torch.isfinite(v).all()) for v in last_weights(tmp_path / "run" / "student").values())
+
+
+def test_ten_bad_steps_in_a_row_end_the_run(
+    tiny_train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "zoominnet.models.RetinaNet.losses",
+        lambda self, p, t: {"classification": p.logits[0].sum() * math.inf, "bbox_regression": p.deltas[0].sum()},
+    )
+    assert tiny_train("--no-distill", "--epochs", "5") == 65
+    error = capsys.readouterr().err
+    assert "not finite in 10 steps in a row (the last at step 10, images [" in error
+    assert "lower --lr" in error
+
+
+@pytest.mark.parametrize("amp", ["bf16"])
+def test_mixed_precision_trains(tiny_train: Train, tmp_path: Path, amp: str) -> None:
+    assert tiny_train("--amp", amp, "--max-steps", "3") == 0
+    lines = metrics(tmp_path / "run" / "student")
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert all(v.dtype == torch.float32 for v in last_weights(tmp_path / "run" / "student").values() if v.is_floating_point())
+
+
+def test_workers_do_not_change_the_run(tiny_train: Train, tmp_path: Path) -> None:
+    assert tiny_train("--no-distill", "--max-steps", "3", out="none") == 0
+    assert tiny_train("--no-distill", "--max-steps", "3", "--workers", "2", out="two") == 0
+    assert_same_weights(tmp_path / "none" / "student", tmp_path / "two" / "student")
+
+
+def test_distillation_that_drowns_the_task_is_reported(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train("--lambda-distill", "1000", "--max-steps", "6", "--no-check-teacher") == 0
+    assert "times the task's on the pyramid's outputs" in capsys.readouterr().out
+    assert tiny_train("--lambda-distill", "1e-9", "--max-steps", "6", "--no-check-teacher", out="mild") == 0
+    assert "times the task's" not in capsys.readouterr().out
+
+
+def test_gradient_ratio_by_hand() -> None:
+    # Level 0: distillation (3, 4), whole (3, 16) -> task (0, 12). Level 1: no distillation, task (5, 0).
+    # Ratio 5 / sqrt(144 + 25) = 5 / 13; the whole was scaled by 2.
+    distill = (torch.tensor([3.0, 4.0]), None)
+    totals = [torch.tensor([6.0, 32.0]), torch.tensor([10.0, 0.0])]
+    assert trainer.gradient_ratio(distill, totals, 2.0) == pytest.approx(5 / 13)
+
+
+BAD = [
+    (["--image-size", "100"], 2, "--image-size: 100 is not a multiple of 32"),
+    (["--epochs", "0"], 2, "--epochs: 0 is not at least 1"),
+    (["--mask-threshold", "1.5"], 2, "--mask-threshold: 1.5 is not in (0, 1)"),
+    (["--amp", "fp16", "--device", "cpu"], 2, "--amp fp16: the CPU has no loss scaling"),
+    (["--device", "cuda:77"], 2, "--device: 'cuda:77' is not here"),
+    (["--device", "tpu"], 2, "--device: 'tpu' is not"),
+    (["--data", "no/such/folder"], 2, "no/such/folder"),
+    (["--weights", "no_such_weights"], 2, "--weights no_such_weights: neither a file nor"),
+    (["--teacher", "no/such/teacher"], 2, "no/such/teacher: no such file or folder"),
+    (["--student", "la", "--image-size", "96", "--max-steps", "1"], 2, "needs a multiple of 128"),
+    (["--resume"], 2, "config.json does not exist"),
+]
+
+
+@pytest.mark.parametrize(("options", "status", "message"), BAD, ids=lambda v: "" if isinstance(v, int) else str(v)[:40])
+def test_user_errors_are_one_line(
+    tiny_train: Train, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
+) -> None:
+    assert tiny_train(*options) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("zoominnet.train: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_unknown_options_are_named(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tiny_train("--learning-rate", "1")
+    assert stop.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+def test_a_second_run_does_not_touch_the_first(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train("--no-distill", "--max-steps", "1") == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert tiny_train("--no-distill", "--max-steps", "1") == 2
+    assert "holds a run already; go on with it by --resume, or name another folder" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path: Path, tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert tiny_train(out="file/run") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"

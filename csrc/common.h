@@ -25,6 +25,8 @@ inline void check_on_cpu(const char* name, const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu(), name, " must be on the CPU");
 }
 
+using CheckDevice = void (*)(const char* name, const Tensor& x);
+
 inline void check_size(const char* name, const Tensor& x, int64_t dim, int64_t expected) {
   STD_TORCH_CHECK(x.size(dim) == expected, name, " must have size ", expected, " in dimension ", dim, ", got ",
                   x.size(dim));
@@ -57,8 +59,11 @@ auto dispatch_floating(const char* name, ScalarType dtype, const Body& body) {
   }
 }
 
+template <class T>
+constexpr bool is_half = std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+
 // The type of sums and products of values of type T.
 template <class T>
-using Accumulated = std::conditional_t<std::is_same_v<T, double>, double, float>;
+using Accumulated = std::conditional_t<is_half<T>, float, T>;
 
 }  // namespace zoominnet

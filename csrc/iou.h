@@ -6,11 +6,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define ZOOMINNET_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define ZOOMINNET_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace zoominnet {
 

@@ -12,6 +12,7 @@ memory with another output or with an input.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +48,15 @@ SCHEMAS: dict[str, str] = {
 }
 
 
+def stamp(version: str) -> str:
+    """What a compiled library and this package must agree on: the project's version and a digest of the schemas."""
+    return f"{version}-{hashlib.sha256(repr(sorted(SCHEMAS.items())).encode()).hexdigest()[:12]}"
+
+
 def register_operator(
     operation: str,
     backend: str,
-    implementation: Callable[..., Any],
+    implementation: Callable[..., Any] | None,
     *,
     fake: Callable[..., Any],
     backward: Callable[..., Any],
@@ -61,13 +67,15 @@ def register_operator(
     Args:
         operation: a key of :data:`SCHEMAS`.
         backend: suffix of the operator.
-        implementation: the Python function that runs for tensors of every device.
+        implementation: the Python function that runs for tensors of every device; None for a backend whose compiled
+            library adds its implementation when it is loaded.
         fake: gives empty outputs of the right shapes, dtypes and strides.
         backward, setup_context: as :func:`torch.library.register_autograd` takes them.
     """
     name = f"{NAMESPACE}::{operation}_{backend}"
     torch.library.define(name, SCHEMAS[operation], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(name, "default", implementation)
+    if implementation is not None:
+        torch.library.impl(name, "default", implementation)
     torch.library.register_fake(name, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -47,9 +48,17 @@ def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {one_line(error)}", file=sys.stderr)
         return EXIT_IO_ERROR if isinstance(error, OSError) else getattr(error, "exit_status", EXIT_USER_ERROR)
     return 0
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error`; of one that comes from a loader's worker, without the traceback that it carries."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1].replace("\n", "; ")
+    return text
 
 
 def choose_device(name: str) -> torch.device:

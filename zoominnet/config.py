@@ -170,7 +170,15 @@ class TrainConfig:
         Raises:
             ConfigError: naming the option.
         """
-        for name in ("image_size", "channels", "epochs", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "image_size",
+            "channels",
+            "epochs",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least 1")
         for name in ("teacher_epochs", "max_steps", "val_images"):
@@ -187,6 +195,11 @@ class TrainConfig:
             raise ConfigError(f"--momentum: {self.momentum} is not in [0, 1)")
         if self.image_size % 32:
             raise ConfigError(f"--image-size: {self.image_size} is not a multiple of 32")
+        if self.student == "la" and self.uses_teacher and self.image_size % 128:
+            raise ConfigError(
+                f"--image-size: {self.image_size} is not a multiple of 128, as distillation into 'la' needs: twice its "
+                "deepest map must be the teacher's"
+            )
         if isinstance(self.mask_threshold, float) and not 0 < self.mask_threshold < 1:
             raise ConfigError(f"--mask-threshold: {self.mask_threshold} is not in (0, 1)")
         if any(not 0 < share <= 1 for share in self.decay_at) or list(self.decay_at) != sorted(self.decay_at):

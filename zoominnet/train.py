@@ -79,7 +79,9 @@ def read_config(path: Path) -> TrainConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 (user error), 65 (diverged), 74 (input or output failed), 130/143 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_command("zoominnet.train", lambda: Run(parse(arguments), make_console()).run(), debug="--debug" in arguments)
+    return run_command(
+        "zoominnet.train", lambda: Run(parse(arguments), make_console()).run(), debug="--debug" in arguments
+    )
 
 
 if __name__ == "__main__":

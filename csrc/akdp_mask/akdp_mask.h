@@ -3,11 +3,18 @@
 
 #include <cmath>
 
+#include "../common.h"
 #include "../iou.h"
 
 namespace zoominnet {
 
 enum AkdpMode : int64_t { kAdaptive = 0, kAdaptiveNonzero = 1, kFactor = 2 };
+
+inline void check_mode(int64_t mode, double factor) {
+  STD_TORCH_CHECK(mode == kAdaptive || mode == kAdaptiveNonzero || mode == kFactor, "mode must be 0, 1 or 2, got ",
+                  mode);
+  STD_TORCH_CHECK(mode != kFactor || factor >= 0, "factor must not be negative, got ", factor);
+}
 
 // Of the pairs of an anchor and a box, those without overlap included in `pairs` alone.
 struct PairSums {

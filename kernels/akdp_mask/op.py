@@ -13,6 +13,7 @@ from .._checks import check_dim, check_floating, gather_boxes
 from .._dispatch import choose_backend
 from .._numerics import accumulation_dtype
 from .._schemas import mark_outputs_non_differentiable, no_gradient, operator, register_operator
+from .._triton_state import from_triton
 from ..anchor_grid import AnchorGrid, flatten_grids
 from .reference import ADAPTIVE, ADAPTIVE_NONZERO, FACTOR, akdp_mask_dense_reference, akdp_mask_reference
 
@@ -225,11 +226,16 @@ for _operation, _implementation, _fake_implementation in (
     ("akdp_mask", akdp_mask_reference, _fake),
     ("akdp_mask_dense", akdp_mask_dense_reference, _fake_dense),
 ):
-    register_operator(
-        _operation,
-        "reference",
-        _implementation,
-        fake=_fake_implementation,
-        backward=no_gradient,
-        setup_context=mark_outputs_non_differentiable,
-    )
+    for _backend, _function in (
+        ("reference", _implementation),
+        ("native", None),
+        ("triton", from_triton(__package__, f"{_operation}_triton")),
+    ):
+        register_operator(
+            _operation,
+            _backend,
+            _function,
+            fake=_fake_implementation,
+            backward=no_gradient,
+            setup_context=mark_outputs_non_differentiable,
+        )

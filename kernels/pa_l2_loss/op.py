@@ -11,6 +11,7 @@ from .._checks import check_alike, check_device, check_dim, check_floating
 from .._dispatch import choose_backend
 from .._numerics import accumulation_dtype
 from .._schemas import operator, register_operator
+from .._triton_state import from_triton
 from .reference import pa_l2_loss_backward_reference, pa_l2_loss_reference
 
 
@@ -112,3 +113,5 @@ def _refuse_second_gradient(ctx: Any, grad: Tensor) -> None:
 
 
 _register("reference", pa_l2_loss_reference, pa_l2_loss_backward_reference)
+_register("native", None, None)
+_register("triton", from_triton(__package__, "pa_l2_loss_triton"), from_triton(__package__, "pa_l2_loss_backward_triton"))

@@ -9,6 +9,7 @@ from torch import Tensor
 from .._checks import check_alike, check_dim, check_floating
 from .._dispatch import choose_backend
 from .._schemas import operator, register_operator
+from .._triton_state import from_triton
 from .reference import (
     empty_downsampled,
     empty_upsampled,
@@ -74,3 +75,5 @@ def _fake(x: Tensor, add: Tensor | None) -> Tensor:
 
 
 _register("reference", upsample_nearest2x_reference, upsample_nearest2x_backward_reference)
+_register("native", None, None)
+_register("triton", from_triton(__package__, "upsample_nearest2x_triton"), from_triton(__package__, "upsample_nearest2x_backward_triton"))

@@ -126,7 +126,9 @@ def test_tower_compares_both_towers() -> None:
     with torch.no_grad():
         features = student.features(torch.nn.functional.avg_pool2d(images, 2))
         towers = student.head.towers(features)
-        out = distiller(distiller.maps(student, features, towers), distiller.teacher_maps(images), student.anchor_grids, BOXES[:1])
+        out = distiller(
+            distiller.maps(student, features, towers), distiller.teacher_maps(images), student.anchor_grids, BOXES[:1]
+        )
         large = teacher.head.towers(teacher.features(images))
     mask = naive_mask(student.anchor_grids[0].boxes(), BOXES[0])[None]
     expected = sum(naive_loss(towers[i][0].double().numpy(), large[i][0].double().numpy(), mask) for i in (0, 1))

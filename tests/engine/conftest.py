@@ -8,10 +8,29 @@ import torch
 
 from zoominnet import train
 
-TINY = (
-    "--profile demo --synthetic-images 8 4 --image-size 64 --batch-size 2 --workers 0 --epochs 2 --student snet "
-    "--log-every 1 --warmup-steps 0"
-).split()
+TINY = [
+    "--profile",
+    "demo",
+    "--synthetic-images",
+    "8",
+    "4",
+    "--image-size",
+    "64",
+    "--batch-size",
+    "2",
+    "--workers",
+    "0",
+    "--epochs",
+    "2",
+    "--student",
+    "snet",
+    "--channels",
+    "16",
+    "--log-every",
+    "1",
+    "--warmup-steps",
+    "0",
+]
 
 Train = Callable[..., int]
 

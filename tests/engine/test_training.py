@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.engine.conftest import Train
 from zoominnet import evaluate, train
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import list_checkpoints, load_model
+
+Train = Callable[..., int]
 
 
 def metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
@@ -60,9 +62,14 @@ def write_overfit_data(root: Path) -> None:
 @pytest.mark.timeout(600)
 def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     write_overfit_data(tmp_path / "data")
-    options = "--profile demo --image-size 64 --batch-size 2 --workers 0 --student snet --no-distill --log-every 1"
-    schedule = "--epochs 3 --warmup-steps 10 --lr 0.01 --decay-at 0.9"
-    assert train.main([*options.split(), *schedule.split(), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]) == 0
+    options = "--profile demo --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
+    schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.02 --decay-at 0.8"
+    assert (
+        train.main(
+            [*options.split(), *schedule.split(), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+        )
+        == 0
+    )
     lines = metrics(tmp_path / "run" / "student")
     first, last = lines[0], lines[-1]
     assert last["loss"] < 0.1 * first["loss"]
@@ -70,10 +77,18 @@ def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     assert result["models"]["student"]["AP"] > 0.9
 
 
-def test_teacher_then_student_and_the_evaluation_of_both(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_teacher_then_student_and_the_evaluation_of_both(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert tiny_train() == 0
     out = capsys.readouterr().out
-    for expected in ("kernels    akdp_mask: reference", "teacher: AP", "mask [", "distill", "COCO scores on val (4 images)"):
+    for expected in (
+        "kernels    akdp_mask: reference",
+        "teacher: AP",
+        "mask [",
+        "distill",
+        "COCO scores on val (4 images)",
+    ):
         assert expected in out
     run = tmp_path / "run"
     result = json.loads((run / "result.json").read_text())
@@ -156,12 +171,14 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert whole == parts
 
 
-def test_resume_takes_the_runs_options_and_refuses_others(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_takes_the_runs_options_and_refuses_others(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert tiny_train("--no-distill", "--max-steps", "1") == 0
     capsys.readouterr()
     assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 0  # every other option from the run
     assert tiny_train("--no-distill", "--max-steps", "1", "--resume", "--lr", "0.5") == 2
-    assert "--resume: --lr (was 0.01, is 0.5): a run goes on as it began" in capsys.readouterr().err
+    assert "--resume: --lr (was 0.02, is 0.5): a run goes on as it began" in capsys.readouterr().err
 
 
 def test_a_teacher_from_another_run(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +210,9 @@ def test_steps_that_are_not_finite_change_nothing(
             batch.targets[0]["boxes"][:, 2] = math.nan
             batch.targets[0]["boxes"][:, 0] = -math.inf
             monkeypatch.setattr(
-                self.model, "losses", lambda p, t: {"classification": p.logits[0].sum() * math.nan, "bbox_regression": p.deltas[0].sum()}
+                self.model,
+                "losses",
+                lambda p, t: {"classification": p.logits[0].sum() * math.nan, "bbox_regression": p.deltas[0].sum()},
             )
         else:
             monkeypatch.undo()
@@ -229,7 +248,9 @@ def test_mixed_precision_trains(tiny_train: Train, tmp_path: Path, amp: str) -> 
     assert tiny_train("--amp", amp, "--max-steps", "3") == 0
     lines = metrics(tmp_path / "run" / "student")
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert all(v.dtype == torch.float32 for v in last_weights(tmp_path / "run" / "student").values() if v.is_floating_point())
+    assert all(
+        v.dtype == torch.float32 for v in last_weights(tmp_path / "run" / "student").values() if v.is_floating_point()
+    )
 
 
 def test_workers_do_not_change_the_run(tiny_train: Train, tmp_path: Path) -> None:
@@ -263,7 +284,7 @@ BAD = [
     (["--data", "no/such/folder"], 2, "no/such/folder"),
     (["--weights", "no_such_weights"], 2, "--weights no_such_weights: neither a file nor"),
     (["--teacher", "no/such/teacher"], 2, "no/such/teacher: no such file or folder"),
-    (["--student", "la", "--image-size", "96", "--max-steps", "1"], 2, "needs a multiple of 128"),
+    (["--student", "la", "--image-size", "96", "--max-steps", "1"], 2, "is not a multiple of 128, as distillation"),
     (["--resume"], 2, "config.json does not exist"),
 ]
 
@@ -287,7 +308,9 @@ def test_unknown_options_are_named(tiny_train: Train, capsys: pytest.CaptureFixt
     assert "--learning-rate" in capsys.readouterr().err
 
 
-def test_a_second_run_does_not_touch_the_first(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_not_touch_the_first(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert tiny_train("--no-distill", "--max-steps", "1") == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert tiny_train("--no-distill", "--max-steps", "1") == 2
@@ -295,8 +318,26 @@ def test_a_second_run_does_not_touch_the_first(tiny_train: Train, tmp_path: Path
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_an_output_folder_that_cannot_be_made(tmp_path: Path, tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_cannot_be_made(
+    tmp_path: Path, tiny_train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("mine")
     assert tiny_train(out="file/run") == 2
     assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    """Its header is fine, its pixels are cut off: left out and counted, or with --strict refused in one line."""
+    write_overfit_data(tmp_path / "data")
+    broken = tmp_path / "data" / "train" / "images" / "b7.png"
+    broken.write_bytes(broken.read_bytes()[:4000])
+    options = ["--profile", "demo", "--image-size", "64", "--student", "snet", "--no-distill", "--channels", "8"]
+    options += ["--epochs", "1", "--data", str(tmp_path / "data"), "--workers", workers]
+    assert train.main([*options, "--strict", "--out", str(tmp_path / "strict")]) == 2
+    error = capsys.readouterr().err
+    assert "b7.png" in error.splitlines()[-1]
+    assert error.splitlines()[-1].startswith("zoominnet.train: ")
+    assert "Traceback" not in error
+    assert train.main([*options, "--out", str(tmp_path / "run")]) == 0

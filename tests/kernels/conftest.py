@@ -15,13 +15,24 @@ settings.load_profile("kernels")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrises `backend` by what serves the test module's OPERATION here, and `device` by what there is."""
+    """Parametrises `device` by what there is, and `backend` by what serves the test module's OPERATION on it."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     operation = getattr(metafunc.module, "OPERATION", None)
-    if operation and "backend" in metafunc.fixturenames:
-        backends = available_backends()[operation]
-        metafunc.parametrize("backend", [name for name, state in backends.items() if state == "ok"])
-    if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+    with_device = "device" in metafunc.fixturenames
+    if operation is None or "backend" not in metafunc.fixturenames:
+        if with_device:
+            metafunc.parametrize("device", devices)
+        return
+    cases = [
+        (name, device)
+        for device in (devices if with_device else ["cpu"])
+        for name, state in available_backends(device)[operation].items()
+        if state == "ok"
+    ]
+    if with_device:
+        metafunc.parametrize(("backend", "device"), cases)
+    else:
+        metafunc.parametrize("backend", [name for name, _ in cases])
 
 
 @pytest.fixture(autouse=True)

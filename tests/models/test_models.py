@@ -141,7 +141,7 @@ def naive_losses(predictions: Predictions, targets: list[dict[str, Tensor]]) -> 
                 h = min(anchors[a, 3], region[3]) - max(anchors[a, 1], region[1])
                 area = (anchors[a, 2] - anchors[a, 0]) * (anchors[a, 3] - anchors[a, 1])
                 if w > 0 and h > 0 and w * h / area > 0.5:
-                    index = -2  # noqa: PLW2901
+                    index = -2
             if index == -2:
                 continue
             for c in range(logits.shape[2]):

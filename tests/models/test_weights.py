@@ -142,7 +142,7 @@ def test_unknown_names_and_missing_internet_are_explained(monkeypatch: pytest.Mo
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(WeightsError, match="cannot be downloaded.*give --weights FILE.*or --weights none"):
+    with pytest.raises(WeightsError, match=r"cannot be downloaded.*give --weights FILE.*or --weights none"):
         load_weights(model, "imagenet")
 
 

@@ -1,5 +1,5 @@
 """Cross-scale knowledge distillation: a frozen teacher at twice the size, compared at the key positions only."""
 
-from zoominnet.distill.distiller import DistillOptions, DistillOutput, Distiller
+from zoominnet.distill.distiller import Distiller, DistillOptions, DistillOutput
 
 __all__ = ["DistillOptions", "DistillOutput", "Distiller"]

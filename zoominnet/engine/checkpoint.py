@@ -279,7 +279,13 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
         info = ModelInfo(**fields)
         model = build_model(
-            info.name, info.backbone, info.num_classes, info.image_size, channels=info.channels, stride_in_1x1=info.stride_in_1x1, **options
+            info.name,
+            info.backbone,
+            info.num_classes,
+            info.image_size,
+            channels=info.channels,
+            stride_in_1x1=info.stride_in_1x1,
+            **options,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -314,7 +314,10 @@ class Phase:
         else:
             self._skip(batch, loss, norm)
         self.scaler.update()
-        values: dict[str, Any] = {"loss": float(loss.detach()), **{k: float(v.detach()) for k, v in losses.task.items()}}
+        values: dict[str, Any] = {
+            "loss": float(loss.detach()),
+            **{k: float(v.detach()) for k, v in losses.task.items()},
+        }
         if losses.distill is not None:
             values["distill"] = float(losses.distill.loss.detach())
             values["distill_levels"] = losses.distill.level_losses.tolist()

@@ -6,7 +6,7 @@ camera. What sets look-alike classes apart, such as walking or sitting, a load o
 occlusion, ignored regions and images without objects follow VisDrone's.
 
 The annotations follow from a scene's layout without rendering it, and scale with the image: at another size the same
-objects have proportional boxes, but for those that would be under 1 px.
+objects have proportional boxes. Objects under 1 px, in images of less than 171 px, are painted but not annotated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from zoominnet.data.plan import keyed_rng
 from zoominnet.data.records import ANY_CLASS, VISDRONE_CLASSES, DataReport, ImageRecord, Split
 from zoominnet.data.synthetic.geometry import REFERENCE_PX
-from zoominnet.data.synthetic.layout import MIN_OBJECTS, MIN_SIDE, Scene, make_scene
+from zoominnet.data.synthetic.layout import MIN_OBJECTS, Scene, make_scene
 from zoominnet.data.synthetic.render import render
 
 __all__ = ["SyntheticScenes"]
@@ -107,26 +107,24 @@ class SyntheticScenes(Sequence[ImageRecord]):
         return self._latest[1]
 
     def _make_scene(self, index: int) -> Scene:
-        attempt = 0
-        rng = keyed_rng(_LAYOUT, *self._key, index, attempt)
+        rng = keyed_rng(_LAYOUT, *self._key, index)
         empty = bool(rng.random() < EMPTY_SHARE)
-        min_side = max(MIN_SIDE, 1.001 / self.size)
         while True:
-            scene = make_scene(rng, density=self.density, empty=empty, min_side=min_side)
+            scene = make_scene(rng, density=self.density, empty=empty)
             if empty or len(scene.labels) >= round(self.density * MIN_OBJECTS):
-                return scene
-            attempt += 1  # this camera saw too little
-            rng = keyed_rng(_LAYOUT, *self._key, index, attempt)
+                return scene  # else this camera saw too little
 
     def _make_record(self, index: int) -> ImageRecord:
         scene = self._scene(index)
+        boxes = scene.boxes * np.float32(self.size)
+        annotated = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 1)
         return ImageRecord(
             path=None,
             image_id=index,
             width=self.size,
             height=self.size,
-            boxes=scene.boxes * np.float32(self.size),
-            labels=scene.labels,
+            boxes=boxes[annotated],
+            labels=scene.labels[annotated],
             ignored=scene.ignored * np.float32(self.size),
             ignored_labels=np.full(len(scene.ignored), ANY_CLASS, dtype=np.int64),
         )

@@ -182,13 +182,12 @@ _IN_CAR_PARKS = {"car": 66, "van": 16, "truck": 8, "bus": 5, "tricycle": 2, "con
 _ON_GREEN = {"pedestrian": 40, "people": 25, "bicycle": 5, "tricycle": 4, "truck": 3, "digger": 3, "clutter": 20}
 
 
-def make_scene(rng: np.random.Generator, *, density: float, empty: bool, min_side: float) -> Scene:
+def make_scene(rng: np.random.Generator, *, density: float, empty: bool) -> Scene:
     """Draws a scene.
 
     Args:
         density: scales the number of objects that is aimed at; the world may have room for fewer.
         empty: without any object to annotate and without ignored regions.
-        min_side: of annotated objects.
     """
     camera, ground = _draw_camera(rng), _draw_ground(rng)
     spots, props = _candidates(rng, camera, ground)
@@ -204,7 +203,7 @@ def make_scene(rng: np.random.Generator, *, density: float, empty: bool, min_sid
     inside = np.clip(boxes, 0, 1)
     sides = inside[:, 2:] - inside[:, :2]
     share_inside = sides.prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    fits = (sides >= min_side).all(axis=1) & (sides <= MAX_SIDE).all(axis=1) & (share_inside >= MIN_INSIDE)
+    fits = (sides >= MIN_SIDE).all(axis=1) & (sides <= MAX_SIDE).all(axis=1) & (share_inside >= MIN_INSIDE)
     is_clutter = objects.labels == CLUTTER
     in_region = _inside((boxes[:, :2] + boxes[:, 2:]) / 2, regions)
     stays = is_clutter | in_region | fits

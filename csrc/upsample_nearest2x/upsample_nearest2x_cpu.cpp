@@ -1,0 +1,153 @@
+#include <algorithm>
+#include <optional>
+
+#include "../lanes.h"
+#include "upsample_nearest2x.h"
+
+// Sizes: B images, C channels, H x W cells of the small map.
+namespace zoominnet {
+namespace {
+
+struct Sizes {
+  int64_t B, C, H, W;
+  bool along_channels;  // lanes along the channels and work cut into rows, not lanes along rows and work cut into channels
+
+  int64_t pieces() const { return along_channels ? H : C; }
+  int64_t grain() const { return (1 << 14) / (C * H * W / std::max<int64_t>(pieces(), 1) + 1) + 1; }
+};
+
+// T may also be uint16_t, to copy values of that size.
+template <class T>
+struct UpsamplePiece {
+  static ZOOMINNET_INLINE void run(const Sizes& sizes, const int64_t& b, const int64_t& piece, const Map<const T>& x,
+                                   const Map<const T>& add, const Map<T>& out) {
+    if (sizes.along_channels) {
+      for (int64_t j = 0; j < sizes.W; ++j) {
+        for (int64_t c = 0; c < sizes.C; c += kLanes) {
+          const int64_t count = std::min(kLanes, sizes.C - c);
+          const auto value = load_wide(x.at(b, c, piece, j), x.channel, count);
+          for (int64_t p = 0; p < 4; ++p) {
+            const int64_t row = 2 * piece + p / 2, column = 2 * j + p % 2;
+            auto sum = value;
+            if (add.data) {
+              sum += load_wide(add.at(b, c, row, column), add.channel, count);
+            }
+            store_narrow(out.at(b, c, row, column), out.channel, count, sum);
+          }
+        }
+      }
+      return;
+    }
+    for (int64_t i = 0; i < sizes.H; ++i) {
+      for (int64_t j = 0; j < sizes.W; j += kLanes) {
+        const int64_t count = std::min(kLanes, sizes.W - j);
+        const auto value = load_wide(x.at(b, piece, i, j), x.column, count);
+        for (int64_t r = 0; r < 2; ++r) {
+          T* const to = out.at(b, piece, 2 * i + r, 2 * j);
+          const T* const from = add.data ? add.at(b, piece, 2 * i + r, 2 * j) : nullptr;
+          if (count == kLanes && out.column == 1 && (!from || add.column == 1)) {
+            auto first = shuffle<0, 0, 1, 1, 2, 2, 3, 3>(value, value);
+            auto second = shuffle<4, 4, 5, 5, 6, 6, 7, 7>(value, value);
+            if (from) {
+              first += load_wide(from);
+              second += load_wide(from + kLanes);
+            }
+            store_narrow(to, first);
+            store_narrow(to + kLanes, second);
+            continue;
+          }
+          for (int64_t q = 0; q < 2; ++q) {
+            auto sum = value;
+            if (from) {
+              sum += load_wide(from + q * add.column, 2 * add.column, count);
+            }
+            store_narrow(to + q * out.column, 2 * out.column, count, sum);
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class T>
+struct DownsamplePiece {
+  static ZOOMINNET_INLINE void run(const Sizes& sizes, const int64_t& b, const int64_t& piece,
+                                   const Map<const T>& grad_out, const Map<T>& grad) {
+    if (sizes.along_channels) {
+      for (int64_t j = 0; j < sizes.W; ++j) {
+        for (int64_t c = 0; c < sizes.C; c += kLanes) {
+          const int64_t count = std::min(kLanes, sizes.C - c);
+          Lanes<Accumulated<T>> of_phase[4];
+          for (int64_t p = 0; p < 4; ++p) {
+            of_phase[p] =
+                load_wide(grad_out.at(b, c, 2 * piece + p / 2, 2 * j + p % 2), grad_out.channel, count);
+          }
+          store_narrow(grad.at(b, c, piece, j), grad.channel, count,
+                       (of_phase[0] + of_phase[1]) + (of_phase[2] + of_phase[3]));
+        }
+      }
+      return;
+    }
+    for (int64_t i = 0; i < sizes.H; ++i) {
+      for (int64_t j = 0; j < sizes.W; j += kLanes) {
+        const int64_t count = std::min(kLanes, sizes.W - j);
+        const auto upper = load_pairs(grad_out.at(b, piece, 2 * i, 2 * j), grad_out.column, count);
+        const auto lower = load_pairs(grad_out.at(b, piece, 2 * i + 1, 2 * j), grad_out.column, count);
+        store_narrow(grad.at(b, piece, i, j), grad.column, count,
+                     (upper.even + upper.odd) + (lower.even + lower.odd));
+      }
+    }
+  }
+};
+
+Tensor upsample_nearest2x_cpu(const Tensor& x, std::optional<Tensor> add) {
+  check_upsample(x, add, check_on_cpu);
+  const Sizes sizes{x.size(0), x.size(1), x.size(2), x.size(3), format_of(x) == MemoryFormat::ChannelsLast};
+  const Tensor result = new_map(x, 2 * sizes.H, 2 * sizes.W);
+  const auto run = [&](auto tag) {
+    using T = decltype(tag);
+    const Map<const T> from = read_map<T>(x), addend = add ? read_map<T>(*add) : Map<const T>{};
+    const Map<T> to = write_map<T>(result);
+    const int64_t pieces = sizes.pieces();
+    torch::stable::parallel_for(0, sizes.B * pieces, sizes.grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        run_best<UpsamplePiece<T>>(sizes, n / pieces, n % pieces, from, addend, to);
+      }
+    });
+  };
+  dispatch_floating("x", x.scalar_type(), [&](auto tag) {
+    if (is_half<decltype(tag)> && !add) {
+      run(uint16_t{});
+    } else {
+      run(tag);
+    }
+  });
+  return result;
+}
+
+Tensor upsample_nearest2x_backward_cpu(const Tensor& grad_out) {
+  check_downsample(grad_out, check_on_cpu);
+  const Sizes sizes{grad_out.size(0), grad_out.size(1), grad_out.size(2) / 2, grad_out.size(3) / 2,
+                    format_of(grad_out) == MemoryFormat::ChannelsLast};
+  const Tensor result = new_map(grad_out, sizes.H, sizes.W);
+  dispatch_floating("grad_out", grad_out.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    const Map<const T> from = read_map<T>(grad_out);
+    const Map<T> to = write_map<T>(result);
+    const int64_t pieces = sizes.pieces();
+    torch::stable::parallel_for(0, sizes.B * pieces, sizes.grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        run_best<DownsamplePiece<T>>(sizes, n / pieces, n % pieces, from, to);
+      }
+    });
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace zoominnet
+
+STABLE_TORCH_LIBRARY_IMPL(zoominnet, CPU, m) {
+  m.impl("upsample_nearest2x_native", TORCH_BOX(&zoominnet::upsample_nearest2x_cpu));
+  m.impl("upsample_nearest2x_backward_native", TORCH_BOX(&zoominnet::upsample_nearest2x_backward_cpu));
+}

@@ -1,0 +1,86 @@
+"""The compiled libraries of the `native` backend: where they are, whether they fit this package, loading them.
+
+`setup.py` builds `_C_cpu.so` and `_C_cuda.so` into the package that holds this one, and writes beside them, as
+`_build.json`, what it did not build and why. They hold implementations of the operators of `_schemas.py` and no Python,
+so one build serves every Python. A library is loaded when a backend is first chosen for a device, never on import.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ._schemas import stamp
+
+LIBRARIES = {"cpu": "_C_cpu.so", "cuda": "_C_cuda.so"}
+"""File of each device type."""
+RECORD = "_build.json"
+MARK = b"zoominnet library "
+"""Stands in each library, followed by the :func:`stamp` of its sources, and a zero byte."""
+
+LIBRARY_DIR_VARIABLE = "ZOOMINNET_LIBRARY_DIR"
+"""Environment variable: a folder to take the libraries from, for builds with other options."""
+
+_REBUILD = "run pip install --no-build-isolation --no-deps -e . in the source folder"
+
+
+_package = sys.modules[__name__.partition(".")[0]]
+
+
+def library_folder() -> Path:
+    """Where the libraries belong, whether they are there or not."""
+    return Path(os.environ.get(LIBRARY_DIR_VARIABLE) or _package.__path__[0])
+
+
+@functools.cache
+def library_state(device_type: str) -> str:
+    """Loads the library of a device type, once.
+
+    Returns:
+        "ok", or the reason why there is none, and after "; " the remedy.
+    """
+    if device_type not in LIBRARIES:
+        return f"not built: there is no library for {device_type} tensors; use backend='auto' or 'reference'"
+    path = library_folder() / LIBRARIES[device_type]
+    if not path.is_file():
+        return _why_missing(path, device_type)
+    if (flaw := _flaw(path)) is not None:
+        return f"unusable: {path} {flaw}; {_REBUILD}"
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        cause = " ".join(str(error.__cause__ or error).split()).replace(";", ",")
+        return f"unusable: {path} was built for another torch than {torch.__version__}, or is damaged ({cause}); {_REBUILD}"
+    return "ok"
+
+
+def _why_missing(path: Path, device_type: str) -> str:
+    try:
+        state = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))[device_type]
+    except (OSError, ValueError, KeyError, TypeError):
+        state = "built"
+    if state == "built":
+        return f"not built: there is no {path}; {_REBUILD}"
+    return f"not built: {state}"
+
+
+def _flaw(path: Path) -> str | None:
+    """What is wrong with a library, as far as its file's bytes tell; None if nothing."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return "is empty"
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(MARK)
+            if start < 0:
+                return "is not a library of zoominnet"
+            start += len(MARK)
+            built = content[start : content.find(b"\0", start)].decode(errors="replace")
+    if built != (expected := stamp(_package.__version__)):
+        return f"is of another version of zoominnet ({built}, and this is {expected})"
+    return None

@@ -1,0 +1,102 @@
+"""What all Triton implementations share: launch options, the way of numbers to the device, division, tiles of maps.
+
+Imported only by the `triton_impl.py` of each operation, when it first runs, so that the package works without Triton.
+
+In every kernel, program ids are 64-bit before any address arithmetic, and loops over run-time bounds are `while` loops,
+because Triton's interpreter cannot take a `range` of tensors under NumPy 2.4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LAUNCH: dict[str, Any] = {"enable_fp_fusion": False}
+"""Options of every launch: no contraction to fused multiply-adds, since the contracts round each operation by itself."""
+
+TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
+"""The accumulation and IoU dtypes as kernels take them."""
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Makes the GPU of `x` the current one; Triton launches on its current stream."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def to_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """float64 tensor of `values` on `device`, without waiting for a GPU."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=torch.float64, device=device)
+    return torch.tensor(values, dtype=torch.float64, pin_memory=True).to(device, non_blocking=True)
+
+
+class MapTiles(NamedTuple):
+    """How programs share a map [B, C, H, W]: a tile of positions each, and of the channels one group.
+
+    Attributes:
+        tiles, groups: their numbers for one image; program ``(b * tiles + tile) * groups + group``.
+        options: compile-time arguments of the kernels. S_BLOCK positions and C_BLOCK channels are taken at a time,
+            STEPS times along the channels; the faster axis is CHANNELS_INNER ? channels : positions. INDEX holds
+            the index of a position.
+    """
+
+    tiles: int
+    groups: int
+    options: dict[str, Any]
+
+
+def map_tiles(positions: int, channels: int, channels_inner: bool, elements: int, steps: int) -> MapTiles:
+    """Tiles of `elements` values at a time for maps of `positions` = H * W."""
+    if channels_inner:
+        c_block = min(triton.next_power_of_2(max(channels, 1)), 128)
+        s_block = elements // c_block
+    else:
+        s_block = min(triton.next_power_of_2(max(positions, 1)), elements)
+        c_block = elements // s_block
+    options = {
+        "S_BLOCK": s_block,
+        "C_BLOCK": c_block,
+        "STEPS": steps,
+        "CHANNELS_INNER": channels_inner,
+        "INDEX": tl.int32 if positions < 2**30 else tl.int64,
+    }
+    return MapTiles(triton.cdiv(positions, s_block), max(1, triton.cdiv(channels, c_block * steps)), options)
+
+
+@triton.jit
+def divide(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """Quotient rounded to nearest, float32 or float64; the operator / is less exact in float32."""
+    if a.dtype == tl.float64:
+        quotient = a / b
+    else:
+        quotient = tl.div_rn(a, b)
+    return quotient
+
+
+@triton.jit
+def along_positions(x: tl.tensor, CHANNELS_INNER: tl.constexpr) -> tl.tensor:
+    """A vector over the positions of a tile, to broadcast over its channels."""
+    return tl.expand_dims(x, 1 if CHANNELS_INNER else 0)
+
+
+@triton.jit
+def along_channels(x: tl.tensor, CHANNELS_INNER: tl.constexpr) -> tl.tensor:
+    """A vector over the channels of a tile, to broadcast over its positions."""
+    return tl.expand_dims(x, 0 if CHANNELS_INNER else 1)
+
+
+@triton.jit
+def tile_place(
+    tiles: tl.tensor, groups: tl.tensor, S_BLOCK: tl.constexpr, C_BLOCK: tl.constexpr, STEPS: tl.constexpr
+) -> tl.tensor:
+    """Image, group, first position and first channel of this program."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    tile = program // groups
+    return tile // tiles, group, (tile % tiles) * S_BLOCK, group * (C_BLOCK * STEPS)

@@ -1,0 +1,316 @@
+"""The PA-L2 loss in Triton; the contract stands in `reference.py`.
+
+A program takes a tile of the student's positions. With a teacher of the double size, SCALE = 2, each of them compares
+with four of the teacher's: the student is read once and its four gradients are summed in registers. Nothing is read
+at positions that are not masked. Each program's sum is stored and a last program adds them up in a fixed order.
+
+Tensors have any strides. All three are named by them: `s_c` is the student's stride over the channels, and so on.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._numerics import accumulation_dtype
+from .._triton import (
+    LAUNCH,
+    TRITON_DTYPE,
+    MapTiles,
+    along_channels,
+    along_positions,
+    divide,
+    map_tiles,
+    on_device,
+    tile_place,
+)
+
+_ELEMENTS = 512  # 4 a thread of 4 warps; each comes with up to four of the teacher's
+
+
+def pa_l2_loss_triton(student: Tensor, teacher: Tensor, mask: Tensor, channel_mean: bool) -> tuple[Tensor, Tensor]:
+    """Loss and number of masked positions; arguments and results as in `_schemas.py`."""
+    dtype = accumulation_dtype(student)
+    tiles = _tiles(student, teacher)
+    programs = student.shape[0] * tiles.tiles * tiles.groups
+    with on_device(student):
+        sums = student.new_empty((programs,), dtype=dtype)
+        counts = student.new_empty((student.shape[0] * tiles.tiles,), dtype=torch.int64)
+        loss, count = student.new_empty((), dtype=dtype), student.new_empty((), dtype=torch.int64)
+        if programs:
+            _loss_kernel[(programs,)](
+                student,
+                teacher,
+                mask.view(torch.uint8),
+                sums,
+                counts,
+                *_sizes(student, teacher, mask, tiles),
+                SCALE=_scale(student, teacher),
+                ACC=TRITON_DTYPE[dtype],
+                num_warps=4,
+                **tiles.options,
+                **LAUNCH,
+            )
+        _finish_kernel[(1,)](
+            sums,
+            counts,
+            loss,
+            count,
+            programs,
+            counts.numel(),
+            student.shape[1] if channel_mean else 1,
+            ACC=TRITON_DTYPE[dtype],
+            BLOCK=4096,
+            num_warps=16,
+            **LAUNCH,
+        )
+    return loss, count
+
+
+def pa_l2_loss_backward_triton(
+    grad_out: Tensor, student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor, channel_mean: bool
+) -> Tensor:
+    """Gradient of the loss in the student's features; arguments and results as in `_schemas.py`."""
+    grad = torch.empty_like(student)
+    if grad.numel() == 0:
+        return grad
+    tiles = _tiles(student, teacher)
+    with on_device(student):
+        _gradient_kernel[(student.shape[0] * tiles.tiles * tiles.groups,)](
+            student,
+            teacher,
+            mask.view(torch.uint8),
+            grad_out,
+            count,
+            grad,
+            *grad.stride(),
+            student.shape[1] if channel_mean else 1,
+            *_sizes(student, teacher, mask, tiles),
+            SCALE=_scale(student, teacher),
+            ACC=TRITON_DTYPE[accumulation_dtype(student)],
+            num_warps=4,
+            **tiles.options,
+            **LAUNCH,
+        )
+    return grad
+
+
+def _scale(student: Tensor, teacher: Tensor) -> int:
+    return 1 if teacher.shape == student.shape else 2
+
+
+def _tiles(student: Tensor, teacher: Tensor) -> MapTiles:
+    positions, channels_inner = student.shape[2] * student.shape[3], teacher.stride(1) == 1
+    if channels_inner:
+        return map_tiles(positions, student.shape[1], True, _ELEMENTS, steps=4)
+    # Short tiles, so that many are without a masked position.
+    return map_tiles(positions, student.shape[1], False, _ELEMENTS, steps=4)
+
+
+def _sizes(student: Tensor, teacher: Tensor, mask: Tensor, tiles: MapTiles) -> tuple[int, ...]:
+    _, c, h, w = student.shape
+    return (*student.stride(), *teacher.stride(), *mask.stride(), c, h * w, w, tiles.tiles, tiles.groups)
+
+
+@triton.jit
+def _masked(
+    mask_ptr: tl.tensor,
+    m_h: tl.tensor,
+    m_w: tl.tensor,
+    i: tl.tensor,
+    j: tl.tensor,
+    inside: tl.tensor,
+    SCALE: tl.constexpr,
+) -> tl.tensor:
+    """Bit 2 * di + dj tells whether position (2i + di, 2j + dj) is masked; with SCALE 1, bit 0 tells it of (i, j)."""
+    bits = tl.zeros(i.shape, tl.int32)
+    for phase in tl.static_range(SCALE * SCALE):
+        row, column = SCALE * i + phase // SCALE, SCALE * j + phase % SCALE
+        masked = tl.load(mask_ptr + row * m_h + column * m_w, mask=inside, other=0)
+        bits |= (masked != 0).to(tl.int32) << phase
+    return bits
+
+
+@triton.jit
+def _difference(
+    student: tl.tensor,
+    teacher_ptr: tl.tensor,
+    t_h: tl.tensor,
+    t_w: tl.tensor,
+    bits: tl.tensor,
+    inside: tl.tensor,
+    PHASE: tl.constexpr,
+    SCALE: tl.constexpr,
+    ACC: tl.constexpr,
+) -> tl.tensor:
+    """Student minus teacher at one phase of a tile, and where it is masked; the rest of the first means nothing."""
+    masked = (((bits >> PHASE) & 1) != 0) & inside
+    pointer = teacher_ptr + (PHASE // SCALE) * t_h + (PHASE % SCALE) * t_w
+    return student - tl.load(pointer, mask=masked, other=0).to(ACC), masked
+
+
+@triton.jit(do_not_specialize=["tiles", "groups"])
+def _loss_kernel(
+    student_ptr: tl.tensor,  # [B, C, h, w]
+    teacher_ptr: tl.tensor,  # [B, C, SCALE * h, SCALE * w]
+    mask_ptr: tl.tensor,  # uint8 [B, SCALE * h, SCALE * w]
+    sums_ptr: tl.tensor,  # ACC [B * tiles * groups]
+    counts_ptr: tl.tensor,  # int64 [B * tiles]
+    s_b: tl.tensor,
+    s_c: tl.tensor,
+    s_h: tl.tensor,
+    s_w: tl.tensor,
+    t_b: tl.tensor,
+    t_c: tl.tensor,
+    t_h: tl.tensor,
+    t_w: tl.tensor,
+    m_b: tl.tensor,
+    m_h: tl.tensor,
+    m_w: tl.tensor,
+    channels: tl.tensor,
+    positions: tl.tensor,
+    width: tl.tensor,
+    tiles: tl.tensor,
+    groups: tl.tensor,
+    SCALE: tl.constexpr,
+    S_BLOCK: tl.constexpr,
+    C_BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    CHANNELS_INNER: tl.constexpr,
+    INDEX: tl.constexpr,
+    ACC: tl.constexpr,
+) -> None:
+    """Sum of squares and masked positions of each program's tile."""
+    image, group, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
+    p = position.to(INDEX) + tl.arange(0, S_BLOCK)
+    i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
+    bits = _masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE)
+    count = tl.sum((bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1) + (bits >> 3), 0)
+    tl.store(counts_ptr + tl.program_id(0).to(tl.int64) // groups, count.to(tl.int64), mask=group == 0)
+
+    if CHANNELS_INNER:
+        total = tl.zeros([S_BLOCK, C_BLOCK], ACC)
+    else:
+        total = tl.zeros([C_BLOCK, S_BLOCK], ACC)
+    if count > 0:
+        student_ptr += image * s_b + along_positions(i * s_h + j * s_w, CHANNELS_INNER)
+        teacher_ptr += image * t_b + along_positions(SCALE * (i * t_h + j * t_w), CHANNELS_INNER)
+        bits = along_positions(bits, CHANNELS_INNER)
+        for step in range(STEPS):
+            c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
+            inside = c < channels
+            student = tl.load(student_ptr + c * s_c, mask=(bits != 0) & inside, other=0).to(ACC)
+            for phase in tl.static_range(SCALE * SCALE):
+                difference, masked = _difference(
+                    student, teacher_ptr + c * t_c, t_h, t_w, bits, inside, phase, SCALE, ACC
+                )
+                difference = tl.where(masked, difference, 0.0)
+                total = tl.fma(difference, difference, total)
+    tl.store(sums_ptr + tl.program_id(0).to(tl.int64), tl.sum(tl.sum(total, 1), 0))
+
+
+@triton.jit(do_not_specialize=["programs", "tiles", "per_position"])
+def _finish_kernel(
+    sums_ptr: tl.tensor,  # ACC [programs]
+    counts_ptr: tl.tensor,  # int64 [tiles]
+    loss_ptr: tl.tensor,  # ACC scalar
+    count_ptr: tl.tensor,  # int64 scalar
+    programs: tl.tensor,
+    tiles: tl.tensor,
+    per_position: tl.tensor,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Adds up the programs' sums and counts. One program."""
+    total, count = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.int64)
+    at = tl.arange(0, BLOCK)
+    start = 0
+    while start < programs:
+        total += tl.load(sums_ptr + start + at, mask=start + at < programs, other=0).to(tl.float64)
+        count += tl.load(counts_ptr + start + at, mask=start + at < tiles, other=0)
+        start += BLOCK
+    masked = tl.sum(count, 0)
+    tl.store(count_ptr, masked)
+    tl.store(loss_ptr, divide(tl.sum(total, 0).to(ACC), tl.maximum(masked * per_position, 1).to(ACC)))
+
+
+@triton.jit
+def _gradient_term(
+    student: tl.tensor,
+    teacher_ptr: tl.tensor,
+    t_h: tl.tensor,
+    t_w: tl.tensor,
+    bits: tl.tensor,
+    inside: tl.tensor,
+    factor: tl.tensor,
+    PHASE: tl.constexpr,
+    SCALE: tl.constexpr,
+    ACC: tl.constexpr,
+) -> tl.tensor:
+    """The part of a tile's gradient that comes from one phase."""
+    difference, masked = _difference(student, teacher_ptr, t_h, t_w, bits, inside, PHASE, SCALE, ACC)
+    return tl.where(masked, difference * factor, 0.0)
+
+
+@triton.jit(do_not_specialize=["tiles", "groups", "per_position"])
+def _gradient_kernel(
+    student_ptr: tl.tensor,  # [B, C, h, w]
+    teacher_ptr: tl.tensor,  # [B, C, SCALE * h, SCALE * w]
+    mask_ptr: tl.tensor,  # uint8 [B, SCALE * h, SCALE * w]
+    grad_out_ptr: tl.tensor,  # ACC scalar
+    count_ptr: tl.tensor,  # int64 scalar
+    grad_ptr: tl.tensor,  # [B, C, h, w]
+    g_b: tl.tensor,
+    g_c: tl.tensor,
+    g_h: tl.tensor,
+    g_w: tl.tensor,
+    per_position: tl.tensor,
+    s_b: tl.tensor,
+    s_c: tl.tensor,
+    s_h: tl.tensor,
+    s_w: tl.tensor,
+    t_b: tl.tensor,
+    t_c: tl.tensor,
+    t_h: tl.tensor,
+    t_w: tl.tensor,
+    m_b: tl.tensor,
+    m_h: tl.tensor,
+    m_w: tl.tensor,
+    channels: tl.tensor,
+    positions: tl.tensor,
+    width: tl.tensor,
+    tiles: tl.tensor,
+    groups: tl.tensor,
+    SCALE: tl.constexpr,
+    S_BLOCK: tl.constexpr,
+    C_BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    CHANNELS_INNER: tl.constexpr,
+    INDEX: tl.constexpr,
+    ACC: tl.constexpr,
+) -> None:
+    """The gradient in the student, each value written once."""
+    image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
+    p = position.to(INDEX) + tl.arange(0, S_BLOCK)
+    i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
+    bits = along_positions(_masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE), CHANNELS_INNER)
+    divisor = tl.maximum(tl.load(count_ptr) * per_position, 1).to(ACC)
+    factor = divide(2.0 * tl.load(grad_out_ptr), divisor)
+    student_ptr += image * s_b + along_positions(i * s_h + j * s_w, CHANNELS_INNER)
+    teacher_ptr += image * t_b + along_positions(SCALE * (i * t_h + j * t_w), CHANNELS_INNER)
+    grad_ptr += image * g_b + along_positions(i * g_h + j * g_w, CHANNELS_INNER)
+    inside_image = along_positions(p < positions, CHANNELS_INNER)
+    for step in range(STEPS):
+        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
+        inside = c < channels
+        student = tl.load(student_ptr + c * s_c, mask=(bits != 0) & inside, other=0).to(ACC)
+        pointer = teacher_ptr + c * t_c
+        grad = _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 0, SCALE, ACC)
+        if SCALE == 2:
+            grad += _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 1, SCALE, ACC)
+            lower = _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 2, SCALE, ACC)
+            lower += _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 3, SCALE, ACC)
+            grad += lower
+        tl.store(grad_ptr + c * g_c, grad.to(grad_ptr.dtype.element_ty), mask=inside_image & inside)

@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     model, info = load_model(
         config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
     )
-    model.to(device, memory_format=torch.channels_last)
+    model.place(device)
     split = open_data(
         config.data,
         config.split,

@@ -21,48 +21,44 @@ template <class T>
 struct UpsamplePiece {
   static ZOOMINNET_INLINE void run(const Sizes& sizes, const int64_t& b, const int64_t& piece, const Map<const T>& x,
                                    const Map<const T>& add, const Map<T>& out) {
+    // Results and addends are gone through in the order of memory.
     if (sizes.along_channels) {
-      for (int64_t j = 0; j < sizes.W; ++j) {
+      for (int64_t n = 0; n < 4 * sizes.W; ++n) {
+        const int64_t i = 2 * piece + n / (2 * sizes.W), j = n % (2 * sizes.W);
         for (int64_t c = 0; c < sizes.C; c += kLanes) {
           const int64_t count = std::min(kLanes, sizes.C - c);
-          const auto value = load_wide(x.at(b, c, piece, j), x.channel, count);
-          for (int64_t p = 0; p < 4; ++p) {
-            const int64_t row = 2 * piece + p / 2, column = 2 * j + p % 2;
-            auto sum = value;
-            if (add.data) {
-              sum += load_wide(add.at(b, c, row, column), add.channel, count);
-            }
-            store_narrow(out.at(b, c, row, column), out.channel, count, sum);
+          auto sum = load_wide(x.at(b, c, piece, j / 2), x.channel, count);
+          if (add.data) {
+            sum += load_wide(add.at(b, c, i, j), add.channel, count);
           }
+          store_narrow(out.at(b, c, i, j), out.channel, count, sum);
         }
       }
       return;
     }
-    for (int64_t i = 0; i < sizes.H; ++i) {
+    for (int64_t i = 0; i < 2 * sizes.H; ++i) {
       for (int64_t j = 0; j < sizes.W; j += kLanes) {
         const int64_t count = std::min(kLanes, sizes.W - j);
-        const auto value = load_wide(x.at(b, piece, i, j), x.column, count);
-        for (int64_t r = 0; r < 2; ++r) {
-          T* const to = out.at(b, piece, 2 * i + r, 2 * j);
-          const T* const from = add.data ? add.at(b, piece, 2 * i + r, 2 * j) : nullptr;
-          if (count == kLanes && out.column == 1 && (!from || add.column == 1)) {
-            auto first = shuffle<0, 0, 1, 1, 2, 2, 3, 3>(value, value);
-            auto second = shuffle<4, 4, 5, 5, 6, 6, 7, 7>(value, value);
-            if (from) {
-              first += load_wide(from);
-              second += load_wide(from + kLanes);
-            }
-            store_narrow(to, first);
-            store_narrow(to + kLanes, second);
-            continue;
+        const auto value = load_wide(x.at(b, piece, i / 2, j), x.column, count);
+        T* const to = out.at(b, piece, i, 2 * j);
+        const T* const from = add.data ? add.at(b, piece, i, 2 * j) : nullptr;
+        if (count == kLanes && out.column == 1 && (!from || add.column == 1)) {
+          auto first = shuffle<0, 0, 1, 1, 2, 2, 3, 3>(value, value);
+          auto second = shuffle<4, 4, 5, 5, 6, 6, 7, 7>(value, value);
+          if (from) {
+            first += load_wide(from);
+            second += load_wide(from + kLanes);
           }
-          for (int64_t q = 0; q < 2; ++q) {
-            auto sum = value;
-            if (from) {
-              sum += load_wide(from + q * add.column, 2 * add.column, count);
-            }
-            store_narrow(to + q * out.column, 2 * out.column, count, sum);
+          store_narrow(to, first);
+          store_narrow(to + kLanes, second);
+          continue;
+        }
+        for (int64_t q = 0; q < 2; ++q) {
+          auto sum = value;
+          if (from) {
+            sum += load_wide(from + q * add.column, 2 * add.column, count);
           }
+          store_narrow(to + q * out.column, 2 * out.column, count, sum);
         }
       }
     }

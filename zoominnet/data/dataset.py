@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -198,11 +199,13 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         timeout=timeout if workers else 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the loader draws a number from it; without it, from the global generator
     )
 
 
-def _one_thread(worker_id: int) -> None:
+def _start_worker(worker_id: int) -> None:
+    """One thread each; Ctrl-C reaches the whole process group, and it is the main process that decides what to do."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

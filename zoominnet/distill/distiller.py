@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoominnet.kernels import AnchorGrid, akdp_mask, akdp_stats, pa_l2_loss
 from zoominnet.models import RetinaNet
@@ -106,7 +106,7 @@ class Distiller:
         return self.maps(self.teacher, self.teacher.features(images), None)
 
     def maps(
-        self, model: nn.Module, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]] | None
+        self, model: RetinaNet, features: list[Tensor], towers: tuple[list[Tensor], list[Tensor]] | None
     ) -> list[Tensor]:
         """The maps of `model` that are compared; `towers` are its head's tower outputs where they are known already."""
         if self.options.at == "fpn":

@@ -164,7 +164,7 @@ class Run:
     def _load(self, path: Path) -> tuple[RetinaNet, ModelInfo]:
         model, info = load_model(path)
         model.set_kernel_backend(self._backend)
-        return model.to(self.device, memory_format=torch.channels_last), info
+        return model.place(self.device), info
 
     @property
     def _backend(self) -> str:
@@ -191,7 +191,7 @@ class Run:
         if config.weights != "none":
             for line in load_weights(model, config.weights).lines():
                 self.say(f"{name}: {line}")
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.place(self.device)
 
     def _train(self, name: str, architecture: str, epochs: int, teacher: RetinaNet | None) -> Path:
         """Trains one model from where it stands to the end.

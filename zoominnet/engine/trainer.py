@@ -414,8 +414,8 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
         print("\nstopping after this step; once more stops at once", file=sys.stderr)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, receive)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        previous[each] = signal.signal(each, receive)
     try:
         yield received
     finally:

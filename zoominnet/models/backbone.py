@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import ResNet
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, Callable[..., ResNet]] = {
     name: getattr(torchvision.models, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
 }
 

@@ -30,9 +30,10 @@ class FeaturePyramid(nn.Module):
                 for s in range(6, last + 1)
             }
         )
-        for conv in (*self.lateral.values(), *self.output.values(), *self.extra.values()):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_uniform_(conv.weight, a=1)
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         """C2..C5 -> P{first}..P{last}, finest first."""

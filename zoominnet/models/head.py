@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,7 +63,9 @@ class RetinaHead(nn.Module):
         self.num_classes, self.num_anchors = num_classes, num_anchors
         self.classification = Subnet(depth, num_anchors * num_classes, channels, upsample=upsample)
         self.regression = Subnet(depth, num_anchors * 4, channels, upsample=upsample)
-        nn.init.constant_(self.classification.predict.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+        prior_logit = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+        with torch.no_grad():
+            self.classification.predict.bias.fill_(prior_logit)  # type: ignore[union-attr]
 
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The classification and the regression tower's output, a tensor a level each."""

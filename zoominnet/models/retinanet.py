@@ -145,6 +145,10 @@ class RetinaNet(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.kernel_backend = "auto"
 
+    def place(self, device: torch.device) -> RetinaNet:
+        """Moves the model to `device`, its convolutions' weights in channels_last, which is faster everywhere."""
+        return self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def set_kernel_backend(self, backend: str) -> None:
         """Chooses the backend of every `zoominnet.kernels` op that the model calls ("auto" by default)."""
         self.kernel_backend = backend

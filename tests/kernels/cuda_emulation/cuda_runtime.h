@@ -1,6 +1,6 @@
 // Stands in for the CUDA runtime's header so that a C++ compiler turns the CUDA files of csrc/ into code for the CPU,
-// registered for CPU tensors. Each CUDA thread is a coroutine; the threads of a block take turns, a turn ends at a
-// barrier or a shuffle, and blocks run one after the other. A barrier that not all threads of a block reach ends the
+// registered for CPU tensors. Each CUDA thread is a coroutine; the threads of a block take turns, in one order and in
+// the other by turns, a turn ends at a barrier or a shuffle, and blocks run one after the other. A barrier that not all threads of a block reach ends the
 // process. Only what csrc/ uses is here.
 #pragma once
 
@@ -91,11 +91,14 @@ inline void run_block() {
     makecontext(&thread.context, run_thread, 0);
     thread.turn = Turn::kRunning;
   }
+  bool backwards = false;
   do {
-    for (size_t t = 0; t < threads.size(); ++t) {
+    for (size_t n = 0; n < threads.size(); ++n) {
+      const size_t t = backwards ? threads.size() - 1 - n : n;
       threadIdx.x = static_cast<unsigned>(t);
       swapcontext(&scheduler, &threads[t].context);
     }
+    backwards = !backwards;
     for (const Thread& thread : threads) {
       if (thread.turn != threads[0].turn) {
         std::fprintf(stderr, "threads of a block are at different barriers\n");

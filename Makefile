@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The C++ library takes seconds to build, the CUDA library minutes: make setup ZOOMINNET_BUILD=cuda where it is wanted.
+export ZOOMINNET_BUILD ?= cpu
 
 .PHONY: setup demo test lint lock clean
 

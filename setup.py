@@ -113,7 +113,12 @@ def extension(device: str) -> Extension:
     libraries, folders = ["c10", "torch_cpu"], [str(torch_folder / "lib")]
     if device == "cuda":
         libraries += ["torch_cuda", "cudart"]
-        folders += [str(Path(CUDA_HOME or "", "lib64"))]
+        # nvcc tells where its toolkit is; CUDA_HOME may hold no more than a link to nvcc, or a script that calls it.
+        told = subprocess.run(
+            [Path(CUDA_HOME or "", "bin", "nvcc"), "--dryrun", "--x=cu", os.devnull], capture_output=True, text=True
+        ).stderr
+        top = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)
+        folders += [str(Path(top.group(1) if top else CUDA_HOME or "", "lib64"))]
     return Extension(
         LIBRARIES[device],
         sources=[str(source.relative_to(ROOT)) for source in sources],

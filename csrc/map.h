@@ -42,7 +42,9 @@ inline void prefer_large_pages([[maybe_unused]] const Tensor& x, [[maybe_unused]
 // Of a new tensor.
 template <class T>
 Map<T> write_map(const Tensor& x) {
-  prefer_large_pages(x, sizeof(T));
+  if (x.is_cpu()) {
+    prefer_large_pages(x, sizeof(T));
+  }
   const auto s = x.strides();
   return {static_cast<T*>(x.mutable_data_ptr()), s[0], s[1], s[2], s[3]};
 }

@@ -20,6 +20,8 @@ import torch
 
 NAMESPACE = "zoominnet"
 
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
 _BOXES = "Tensor boxes, SymInt[] counts"
 _GRIDS = "Tensor[] base_anchors, float[] strides, SymInt[] shapes"
 
@@ -59,7 +61,7 @@ def register_operator(
     implementation: Callable[..., Any] | None,
     *,
     fake: Callable[..., Any],
-    backward: Callable[..., Any],
+    backward: Callable[..., Any] | None,
     setup_context: Callable[..., None] | None = None,
 ) -> None:
     """Defines the operator ``zoominnet::<operation>_<backend>``.
@@ -70,14 +72,19 @@ def register_operator(
         implementation: the Python function that runs for tensors of every device; None for a backend whose compiled
             library adds its implementation when it is loaded.
         fake: gives empty outputs of the right shapes, dtypes and strides.
-        backward, setup_context: as :func:`torch.library.register_autograd` takes them.
+        backward, setup_context: as :func:`torch.library.register_autograd` takes them. None for `backward` is for
+            implementations that record no gradient by themselves, which none in Python is: then autograd is passed by,
+            which spares its share of a short call.
     """
     name = f"{NAMESPACE}::{operation}_{backend}"
     torch.library.define(name, SCHEMAS[operation], tags=(torch.Tag.pt2_compliant_tag,))
     if implementation is not None:
         torch.library.impl(name, "default", implementation)
     torch.library.register_fake(name, fake)
-    torch.library.register_autograd(name, backward, setup_context=setup_context)
+    if backward is None:
+        _library.impl(f"{operation}_{backend}", torch.library.fallthrough_kernel, "Autograd")
+    else:
+        torch.library.register_autograd(name, backward, setup_context=setup_context)
 
 
 def operator(operation: str, backend: str) -> Callable[..., Any]:

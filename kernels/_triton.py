@@ -51,14 +51,12 @@ class MapTiles(NamedTuple):
     options: dict[str, Any]
 
 
-def map_tiles(positions: int, channels: int, channels_inner: bool, elements: int, steps: int) -> MapTiles:
-    """Tiles of `elements` values at a time for maps of `positions` = H * W."""
-    if channels_inner:
-        c_block = min(triton.next_power_of_2(max(channels, 1)), 128)
-        s_block = elements // c_block
-    else:
-        s_block = min(triton.next_power_of_2(max(positions, 1)), elements)
-        c_block = elements // s_block
+def map_tiles(
+    positions: int, channels: int, channels_inner: bool, elements: int, longest: int, steps: int
+) -> MapTiles:
+    """Tiles of `elements` values at a time, `longest` at most along the inner axis, for maps of `positions` = H * W."""
+    inner = min(triton.next_power_of_2(max(channels if channels_inner else positions, 1)), longest)
+    c_block, s_block = (inner, elements // inner) if channels_inner else (elements // inner, inner)
     options = {
         "S_BLOCK": s_block,
         "C_BLOCK": c_block,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace {
 // Eight neighbouring cells of a row, or less at its end, of which at least one position is masked.
 struct Group {
   int64_t i, j, count;
+  int64_t student, teacher;  // of its first cell and position, in elements from those of the same channel's first
   int32_t masked[4][kLanes];  // for each phase, -1 where masked, else 0
 
   bool any(int64_t lane) const {
@@ -33,7 +35,7 @@ struct Problem {
     h = student.size(2);
     w = student.size(3);
     phases = step * step;
-    find_groups(mask, step);
+    find_groups(student, teacher, mask, step);
   }
 
   // Of an image: how many groups are in rows before row i.
@@ -43,7 +45,7 @@ struct Problem {
   }
 
  private:
-  void find_groups(const Tensor& mask, int64_t step) {
+  void find_groups(const Tensor& student, const Tensor& teacher, const Tensor& mask, int64_t step) {
     const auto* data = static_cast<const uint8_t*>(mask.const_data_ptr());
     const int64_t image = mask.stride(0), row = mask.stride(1), column = mask.stride(2);
     groups.resize(B);
@@ -52,7 +54,8 @@ struct Problem {
       for (int64_t b = begin; b < end; ++b) {
         for (int64_t i = 0; i < h; ++i) {
           for (int64_t j = 0; j < w; j += kLanes) {
-            Group group{i, j, std::min(kLanes, w - j), {}};
+            Group group{i, j, std::min(kLanes, w - j), i * student.stride(2) + j * student.stride(3),
+                        step * (i * teacher.stride(2) + j * teacher.stride(3)), {}};
             int64_t count = 0;
             for (int64_t p = 0; p < phases; ++p) {
               const uint8_t* from = data + b * image + (step * i + p / 2) * row + (step * j + p % 2) * column;
@@ -81,6 +84,9 @@ ZOOMINNET_INLINE Lanes<T> keep_masked(const Lanes<T>& x, const int32_t* masked) 
   const LaneMask<T> mask = __builtin_convertvector(load_lanes(masked), LaneMask<T>);
   return cast_bits<Lanes<T>>(cast_bits<LaneMask<T>>(x) & mask);
 }
+
+// Into the second-level cache.
+ZOOMINNET_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 // S - T at each phase of eight cells or of eight channels of a cell, times the scale of the gradient; 0 where not masked.
 template <class T, int64_t phases>
@@ -114,13 +120,20 @@ struct Inputs {
   // One channel of a group.
   ZOOMINNET_INLINE Terms<Wide, phases> of_group(int64_t b, int64_t c, const Group& group, Wide scale) const {
     Terms<Wide, phases> terms;
-    const Lanes<Wide> s = load_wide(student.at(b, c, group.i, group.j), student.column, group.count);
+    const T* const s_first = student.at(b, c, 0, 0) + group.student;
+    const T* const t_first = teacher.at(b, c, 0, 0) + group.teacher;
+    // Groups are too far apart for the processor to foresee; the same group of the next channel comes next but a plane.
+    const int64_t next = c + 1 < problem.C ? 1 : 0;
+    prefetch(s_first + next * student.channel);
+    prefetch(t_first + next * teacher.channel);
+    prefetch(t_first + next * (teacher.channel + teacher.row));
+    const Lanes<Wide> s = load_wide(s_first, student.column, group.count);
     if constexpr (phases == 1) {
-      const Lanes<Wide> t = load_wide(teacher.at(b, c, group.i, group.j), teacher.column, group.count);
+      const Lanes<Wide> t = load_wide(t_first, teacher.column, group.count);
       terms.of_phase[0] = keep_masked<Wide>((s - t) * scale, group.masked[0]);
     } else {
       for (int64_t r = 0; r < 2; ++r) {
-        const Pairs<Wide> t = load_pairs(teacher.at(b, c, 2 * group.i + r, 2 * group.j), teacher.column, group.count);
+        const Pairs<Wide> t = load_pairs(t_first + r * teacher.row, teacher.column, group.count);
         terms.of_phase[2 * r] = keep_masked<Wide>((s - t.even) * scale, group.masked[2 * r]);
         terms.of_phase[2 * r + 1] = keep_masked<Wide>((s - t.odd) * scale, group.masked[2 * r + 1]);
       }
@@ -174,6 +187,17 @@ struct SumPiece {
   }
 };
 
+template <class T>
+ZOOMINNET_INLINE void set_zero(T* to, int64_t stride, int64_t count) {
+  if (stride == 1) {
+    std::memset(to, 0, count * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      to[i * stride] = T(0);
+    }
+  }
+}
+
 // The gradient of one row or channel of an image.
 template <class In>
 struct DifferentiatePiece {
@@ -181,29 +205,27 @@ struct DifferentiatePiece {
                                    const typename In::Wide& scale, const Map<typename In::Element>& grad) {
     using Wide = typename In::Wide;
     const Problem& problem = in.problem;
-    const Group* next = problem.groups[b].data();
-    const Group* const end = next + problem.groups[b].size();
-    const bool along_channels = in.along_channels();
-    if (along_channels) {
-      next += problem.first_group(b, piece);
-    }
-    for (int64_t i = along_channels ? piece : 0; i < (along_channels ? piece + 1 : problem.h); ++i) {
-      for (int64_t j = 0; j < problem.w; j += kLanes) {
-        const int64_t count = std::min(kLanes, problem.w - j);
-        const Group* const group = next < end && next->i == i && next->j == j ? next++ : nullptr;
-        if (!along_channels) {
-          const Lanes<Wide> sum = group ? in.of_group(b, piece, *group, scale).sum() : Lanes<Wide>{};
-          store_narrow(grad.at(b, piece, i, j), grad.column, count, sum);
-          continue;
-        }
-        for (int64_t lane = 0; lane < count; ++lane) {
-          for (int64_t c = 0; c < problem.C; c += kLanes) {
-            const int64_t channels = std::min(kLanes, problem.C - c);
-            const Lanes<Wide> sum =
-                group && group->any(lane) ? in.of_cell(b, c, channels, *group, lane, scale).sum() : Lanes<Wide>{};
-            store_narrow(grad.at(b, c, i, j + lane), grad.channel, channels, sum);
+    const std::vector<Group>& groups = problem.groups[b];
+    if (in.along_channels()) {
+      for (int64_t j = 0; j < problem.w; ++j) {
+        set_zero(grad.at(b, 0, piece, j), grad.channel, problem.C);
+      }
+      for (int64_t n = problem.first_group(b, piece); n < problem.first_group(b, piece + 1); ++n) {
+        for (int64_t lane = 0; lane < groups[n].count; ++lane) {
+          for (int64_t c = 0; c < problem.C && groups[n].any(lane); c += kLanes) {
+            const int64_t count = std::min(kLanes, problem.C - c);
+            const Lanes<Wide> sum = in.of_cell(b, c, count, groups[n], lane, scale).sum();
+            store_narrow(grad.at(b, c, piece, groups[n].j + lane), grad.channel, count, sum);
           }
         }
+      }
+    } else {
+      for (int64_t i = 0; i < problem.h; ++i) {
+        set_zero(grad.at(b, piece, i, 0), grad.column, problem.w);
+      }
+      for (const Group& group : groups) {
+        const Lanes<Wide> sum = in.of_group(b, piece, group, scale).sum();
+        store_narrow(grad.at(b, piece, group.i, group.j), grad.column, group.count, sum);
       }
     }
   }

@@ -228,7 +228,6 @@ for _operation, _implementation, _fake_implementation in (
 ):
     for _backend, _function in (
         ("reference", _implementation),
-        ("native", None),
         ("triton", from_triton(__package__, f"{_operation}_triton")),
     ):
         register_operator(
@@ -239,3 +238,4 @@ for _operation, _implementation, _fake_implementation in (
             backward=no_gradient,
             setup_context=mark_outputs_non_differentiable,
         )
+    register_operator(_operation, "native", None, fake=_fake_implementation, backward=None)

@@ -27,9 +27,6 @@ from .._triton import (
     tile_place,
 )
 
-_ELEMENTS = 512  # 4 a thread of 4 warps; each comes with up to four of the teacher's
-
-
 def pa_l2_loss_triton(student: Tensor, teacher: Tensor, mask: Tensor, channel_mean: bool) -> tuple[Tensor, Tensor]:
     """Loss and number of masked positions; arguments and results as in `_schemas.py`."""
     dtype = accumulation_dtype(student)
@@ -102,11 +99,10 @@ def _scale(student: Tensor, teacher: Tensor) -> int:
 
 
 def _tiles(student: Tensor, teacher: Tensor) -> MapTiles:
-    positions, channels_inner = student.shape[2] * student.shape[3], teacher.stride(1) == 1
-    if channels_inner:
-        return map_tiles(positions, student.shape[1], True, _ELEMENTS, steps=4)
-    # Short tiles, so that many are without a masked position.
-    return map_tiles(positions, student.shape[1], False, _ELEMENTS, steps=4)
+    # Short rows of positions, so that many tiles are without a masked one.
+    channels_inner = teacher.stride(1) == 1
+    positions = student.shape[2] * student.shape[3]
+    return map_tiles(positions, student.shape[1], channels_inner, 512, longest=128 if channels_inner else 64, steps=4)
 
 
 def _sizes(student: Tensor, teacher: Tensor, mask: Tensor, tiles: MapTiles) -> tuple[int, ...]:
@@ -151,7 +147,9 @@ def _difference(
     return student - tl.load(pointer, mask=masked, other=0).to(ACC), masked
 
 
-@triton.jit(do_not_specialize=["tiles", "groups"])
+# The compiler is not told that columns are adjacent in memory. It would give each thread several in a row to load them
+# at once, which it cannot do where each is masked by itself; a warp's accesses would only spread over more cache lines.
+@triton.jit(do_not_specialize=["s_w", "t_w", "m_w", "tiles", "groups"])
 def _loss_kernel(
     student_ptr: tl.tensor,  # [B, C, h, w]
     teacher_ptr: tl.tensor,  # [B, C, SCALE * h, SCALE * w]
@@ -195,16 +193,16 @@ def _loss_kernel(
     else:
         total = tl.zeros([C_BLOCK, S_BLOCK], ACC)
     if count > 0:
-        student_ptr += image * s_b + along_positions(i * s_h + j * s_w, CHANNELS_INNER)
-        teacher_ptr += image * t_b + along_positions(SCALE * (i * t_h + j * t_w), CHANNELS_INNER)
-        bits = along_positions(bits, CHANNELS_INNER)
+        student_at = student_ptr + image * s_b + along_positions(i * s_h + j * s_w, CHANNELS_INNER)
+        teacher_at = teacher_ptr + image * t_b + along_positions(SCALE * (i * t_h + j * t_w), CHANNELS_INNER)
+        phases = along_positions(bits, CHANNELS_INNER)
         for step in range(STEPS):
             c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
             inside = c < channels
-            student = tl.load(student_ptr + c * s_c, mask=(bits != 0) & inside, other=0).to(ACC)
+            student = tl.load(student_at + c * s_c, mask=(phases != 0) & inside, other=0).to(ACC)
             for phase in tl.static_range(SCALE * SCALE):
                 difference, masked = _difference(
-                    student, teacher_ptr + c * t_c, t_h, t_w, bits, inside, phase, SCALE, ACC
+                    student, teacher_at + c * t_c, t_h, t_w, phases, inside, phase, SCALE, ACC
                 )
                 difference = tl.where(masked, difference, 0.0)
                 total = tl.fma(difference, difference, total)
@@ -254,7 +252,7 @@ def _gradient_term(
     return tl.where(masked, difference * factor, 0.0)
 
 
-@triton.jit(do_not_specialize=["tiles", "groups", "per_position"])
+@triton.jit(do_not_specialize=["g_w", "s_w", "t_w", "m_w", "tiles", "groups", "per_position"])
 def _gradient_kernel(
     student_ptr: tl.tensor,  # [B, C, h, w]
     teacher_ptr: tl.tensor,  # [B, C, SCALE * h, SCALE * w]

@@ -16,16 +16,13 @@ from .._numerics import accumulation_dtype
 from .._triton import LAUNCH, TRITON_DTYPE, along_channels, along_positions, map_tiles, on_device, tile_place
 from .reference import empty_downsampled, empty_upsampled
 
-_ELEMENTS = 1024  # 8 a thread of 4 warps: one access of 16 bytes in half precision, two in float32
-
-
 def upsample_nearest2x_triton(x: Tensor, add: Tensor | None) -> Tensor:
     """Arguments and results as in `_schemas.py`."""
     out = empty_upsampled(x)
     if out.numel() == 0:
         return out
     b, c, height, width = out.shape
-    tiles = map_tiles(height * width, c, out.stride(1) == 1, _ELEMENTS, steps=4)
+    tiles = map_tiles(height * width, c, out.stride(1) == 1, 1024, longest=1024, steps=4)
     add_strides = (0, 0, 0, 0) if add is None else add.stride()
     with on_device(x):
         _upsample_kernel[(b * tiles.tiles * tiles.groups,)](
@@ -57,7 +54,7 @@ def upsample_nearest2x_backward_triton(grad_out: Tensor) -> Tensor:
     if grad.numel() == 0:
         return grad
     b, c, height, width = grad.shape
-    tiles = map_tiles(height * width, c, grad.stride(1) == 1, _ELEMENTS // 2, steps=4)
+    tiles = map_tiles(height * width, c, grad.stride(1) == 1, 512, longest=512, steps=4)
     with on_device(grad_out):
         _downsample_kernel[(b * tiles.tiles * tiles.groups,)](
             grad_out,
@@ -129,7 +126,9 @@ def _upsample_kernel(
         tl.store(out_ptr + c * out_c, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tiles", "groups"])
+# The compiler is not told that columns are adjacent in memory. It would give each thread several in a row, so that a
+# warp's accesses to every second column would spread over more cache lines.
+@triton.jit(do_not_specialize=["out_w", "grad_w", "tiles", "groups"])
 def _downsample_kernel(
     grad_out_ptr: tl.tensor,  # [B, C, 2H, 2W]
     grad_ptr: tl.tensor,  # [B, C, H, W], with stride grad_w from one position to the next

@@ -291,7 +291,12 @@ BAD = [
 
 @pytest.mark.parametrize(("options", "status", "message"), BAD, ids=lambda v: "" if isinstance(v, int) else str(v)[:40])
 def test_user_errors_are_one_line(
-    tiny_train: Train, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
+    tiny_train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    status: int,
+    message: str,
 ) -> None:
     assert tiny_train(*options) == status
     error = capsys.readouterr().err
@@ -299,6 +304,7 @@ def test_user_errors_are_one_line(
     assert error.startswith("zoominnet.train: ")
     assert error.count("\n") == 1
     assert "Traceback" not in error
+    assert not list(tmp_path.rglob("*.json")), "a run that never began must not be in the way of the next try"
 
 
 def test_unknown_options_are_named(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Run:
             What ``result.json`` holds: one row a model, under "teacher" and "student".
         """
         config = self.config
-        self._prepare_folder()
+        self._check_folder()
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -94,25 +95,25 @@ class Run:
         self.say(f"next:    python -m zoominnet.evaluate {best} --data {config.data} --seed {config.seed}")
         return result
 
-    def _prepare_folder(self) -> None:
-        """Makes --out and writes the configuration there, whole or not at all."""
-        config = self.config
-        path = config.out / CONFIG_FILE
-        if config.resume:
-            return
-        if path.exists():
-            raise ConfigError(
-                f"--out {config.out}: holds a run already; go on with it by --resume, or name another folder"
-            )
+    def _check_folder(self) -> None:
+        """Refuses an --out that holds another run or cannot be written, before anything is loaded."""
+        out = self.config.out
+        if not self.config.resume and (out / CONFIG_FILE).exists():
+            raise ConfigError(f"--out {out}: holds a run already; go on with it by --resume, or name another folder")
         try:
-            config.out.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".writing")
-            temporary.write_text(json.dumps(config.as_dict(), indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
         except OSError as error:
-            raise ConfigError(
-                f"--out {config.out}: cannot be written ({error.strerror}); name another folder"
-            ) from error
+            raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
+
+    def _write_config(self) -> None:
+        """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
+        path = self.config.out / CONFIG_FILE
+        if not path.exists():
+            temporary = path.with_suffix(".writing")
+            temporary.write_text(json.dumps(self.config.as_dict(), indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
 
     def _header(self) -> Table:
         """Versions, device, seed, the backend of each op, and every option."""
@@ -207,6 +208,7 @@ class Run:
         )
         if config.resume:
             phase.restore()
+        self._write_config()
         return phase.run()
 
     def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:

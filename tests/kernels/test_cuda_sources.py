@@ -1,0 +1,118 @@
+"""The CUDA files without a GPU: nvcc takes them without a warning, and their kernels are right when a CPU plays the GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+EMULATION = Path(__file__).parent / "cuda_emulation"
+SOURCES = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+TORCH = Path(torch.__file__).parent
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Standard output and errors of a command that must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def options() -> list[str]:
+    """The options that setup.py gives to nvcc."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **_: None)
+        patch.setattr(sys, "argv", ["setup.py"])
+        patch.chdir(ROOT)
+        return runpy.run_path("setup.py")["extension"]("cuda").extra_compile_args["nvcc"]
+
+
+def test_options_keep_the_bits_and_refuse_warnings(options: list[str]) -> None:
+    assert {"--fmad=false", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"} <= set(options)
+    assert not any("fast" in option for option in options)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_nvcc(source: Path, options: list[str], tmp_path: Path) -> None:
+    # For the oldest GPU of those that setup.py names; it has no instruction that another lacks.
+    gpus = sorted((int(gpu) for gpu in re.findall(r"code=sm_(\d+)", " ".join(options))))
+    chosen = [option for option in options if not option.startswith(("-gencode", "-O"))]
+    target = f"-gencode=arch=compute_{gpus[0]},code=compute_{gpus[0]}"
+    run("nvcc", *chosen, target, "-O1", "-Xcompiler=-fPIC", "-c", source, "-o", tmp_path / "object.o")
+
+
+@pytest.fixture(scope="module")
+def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a library for CPU tensors that is made of the CUDA files, and checks its accesses to memory."""
+    folder = tmp_path_factory.mktemp("emulation")
+    namespace = runpy.run_path(str(ROOT / "kernels" / "_schemas.py"))
+    import zoominnet
+
+    stamp = f'-DZOOMINNET_STAMP="{namespace["stamp"](zoominnet.__version__)}"'
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    common = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *checks, stamp]
+    common += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(TORCH / "include")]
+    emulation = [
+        "-I",
+        str(EMULATION),
+        "-include",
+        "cuda_runtime.h",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ]
+
+    def compile_source(source: Path) -> Path:
+        extra = emulation if source.suffix == ".cu" else []
+        run("g++", "-x", "c++", *common, *extra, "-c", source, "-o", folder / f"{source.stem}.o")
+        return folder / f"{source.stem}.o"
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compile_source, [*SOURCES, ROOT / "csrc" / "library.cpp"]))
+    run("g++", "-shared", *checks, *objects, "-L", TORCH / "lib", "-ltorch_cpu", "-lc10", "-o", folder / "_C_cpu.so")
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux")
+@pytest.mark.parametrize(
+    ("file", "tests"),
+    [
+        ("test_akdp_mask.py", "native and not memory and not repeats"),
+        ("test_max_iou_assign.py", "native"),
+        ("test_pa_l2_loss.py", "native and not gradcheck and not repeats and not 32_bits"),
+        ("test_upsample_nearest2x.py", "native and not gradcheck"),
+        ("test_kernel_sizes.py", "native and cpu and not many_images-level and not whole_level-140"),
+    ],
+)
+def test_kernels_on_the_cpu(file: str, tests: str, library_folder: Path) -> None:
+    sanitizers = [run("g++", f"-print-file-name=lib{name}.so").strip() for name in ("asan", "ubsan")]
+    told = run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests, f"tests/kernels/{file}"),
+        LD_PRELOAD=":".join(sanitizers),
+        ASAN_OPTIONS="detect_leaks=0,detect_stack_use_after_return=0",
+        ZOOMINNET_LIBRARY_DIR=str(library_folder),
+    )
+    passed = re.search(r"(\d+) passed", told)
+    assert passed is not None, told
+    assert int(passed.group(1)) >= 20

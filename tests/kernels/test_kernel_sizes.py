@@ -1,0 +1,159 @@
+"""Inputs on which the fast kernels take other ways than on small ones: packs of values, long batches, wide pyramids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_oracles import pyramid, random_boxes
+from torch import Tensor
+
+from zoominnet.kernels import (
+    AnchorGrid,
+    akdp_mask,
+    akdp_stats,
+    available_backends,
+    max_iou_assign,
+    pa_l2_loss,
+    upsample_nearest2x,
+)
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+FAST = {
+    operation: [
+        (backend, device)
+        for device in DEVICES
+        for backend, state in available_backends(device)[operation].items()
+        if state == "ok" and backend != "reference"
+    ]
+    for operation in ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x")
+}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# (C, h, w): packs of 4 and 8 values along rows and channels; along one of them; along neither.
+SIZES = [(16, 3, 8), (16, 2, 5), (3, 3, 16), (5, 3, 7), (8, 1, 1)]
+
+
+def random_map(*shape: int, dtype: torch.dtype, layout: str, device: str, seed: int) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x.to(device, dtype).contiguous(memory_format=FORMATS[layout])
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["pa_l2_loss"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_loss(
+    factor: int, size: tuple[int, int, int], layout: str, dtype: torch.dtype, backend: str, place: str
+) -> None:
+    c, h, w = size
+    options = {"dtype": dtype, "layout": layout, "device": place}
+    student = random_map(2, c, h, w, seed=0, **options)
+    teacher = random_map(2, c, factor * h, factor * w, seed=1, **options)
+    mask = (torch.rand(2, factor * h, factor * w, generator=torch.Generator().manual_seed(2)) < 0.4).to(place)
+    # Values that must not be touched.
+    teacher.masked_fill_(~mask[:, None], float("nan"))
+    results = []
+    for name in ("reference", backend):
+        leaf = student.clone(memory_format=torch.preserve_format).requires_grad_()
+        loss = pa_l2_loss(leaf, teacher, mask, backend=name)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    (expected, expected_grad), (loss, grad) = results
+    # The order of the sum is free; its terms are positive and few.
+    torch.testing.assert_close(loss, expected, rtol=8 * torch.finfo(expected.dtype).eps, atol=0)
+    assert torch.equal(grad, expected_grad)
+    assert grad.stride() == expected_grad.stride()
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["upsample_nearest2x"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("add_layout", [None, *FORMATS])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_upsample(
+    size: tuple[int, int, int], layout: str, add_layout: str | None, dtype: torch.dtype, backend: str, place: str
+) -> None:
+    c, h, w = size
+    x = random_map(2, c, h, w, dtype=dtype, layout=layout, device=place, seed=0)
+    grad = random_map(2, c, 2 * h, 2 * w, dtype=dtype, layout=add_layout or layout, device=place, seed=1)
+    add = None if add_layout is None else grad * 3
+    results = []
+    for name in ("reference", backend):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = upsample_nearest2x(leaf, add, backend=name)
+        out.backward(grad)
+        results.append((out.detach(), leaf.grad))
+    for got, expected in zip(results[1], results[0], strict=True):
+        assert torch.equal(got, expected)
+        assert got.stride() == expected.stride()
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["akdp_mask"])
+@pytest.mark.parametrize("scope", ["level", "all"])
+def test_mask_of_many_images(scope: str, backend: str, place: str) -> None:
+    grids = [grid.to(place) for grid in pyramid([(6, 5), (3, 2)])]
+    images = [random_boxes(b % 4, 24, seed=b).to(place) for b in range(260)]
+    stats, expected = (akdp_stats(grids, images, scope=scope, backend=name) for name in (backend, "reference"))
+    for level, expected_level in zip(stats, expected, strict=True):
+        torch.testing.assert_close(level.lam, expected_level.lam, rtol=1e-12, atol=0)  # the order of the sums is free
+        assert all(map(torch.equal, level.max_iou, expected_level.max_iou))
+    # A fixed factor leaves nothing to the order of sums.
+    masks, expected_masks = (akdp_mask(grids, images, threshold=0.5, backend=n) for n in (backend, "reference"))
+    assert all(map(torch.equal, masks, expected_masks))
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["max_iou_assign"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_assignment_of_many_images(dtype: torch.dtype, backend: str, place: str) -> None:
+    grids = [grid.to(place, dtype) for grid in pyramid([(6, 5), (3, 2)])]
+    images = [random_boxes(b % 4, 24, seed=b, dtype=dtype).to(place) for b in range(260)]
+    got, expected = (max_iou_assign(grids, images, backend=name) for name in (backend, "reference"))
+    assert all(map(torch.equal, got, expected))
+
+
+def awkward_grids(device: str) -> list[AnchorGrid]:
+    """A level with more anchors a cell than fit in one step, one far from the origin, and one of one row."""
+    generator = torch.Generator().manual_seed(0)
+    centre, half = torch.rand(2, 70, 2, generator=generator) * 12 + 0.5
+    many = torch.cat([centre - half, centre + half], 1)
+    many[3], many[40] = float("nan"), torch.tensor([5.0, 5.0, 4.0, 4.0])
+    far = torch.tensor([[-3e6, -9.0, -3e6 + 20, 9.0]])
+    grids = [
+        AnchorGrid(many, (4.3, 3.7), (11, 13)),
+        AnchorGrid(far, (3.1, 1e6), (20, 9)),
+        AnchorGrid(far * 0, (1, 1), (1, 99)),
+    ]
+    return [grid.to(device) for grid in grids]
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["akdp_mask"])
+def test_mask_on_awkward_grids(backend: str, place: str) -> None:
+    grids, images = awkward_grids(place), [random_boxes(count, 60, seed=count).to(place) for count in (17, 1)]
+    for threshold in (0.2, 0.7):
+        masks, expected = (akdp_mask(grids, images, threshold=threshold, backend=n) for n in (backend, "reference"))
+        assert all(map(torch.equal, masks, expected))
+        assert masks[0].any()
+        assert masks[1].any()
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["max_iou_assign"])
+def test_assignment_on_awkward_grids(backend: str, place: str) -> None:
+    grids, images = awkward_grids(place), [random_boxes(count, 60, seed=count).to(place) for count in (17, 1)]
+    got, expected = (max_iou_assign(grids, images, backend=name) for name in (backend, "reference"))
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize(("backend", "place"), FAST["akdp_mask"])
+@pytest.mark.parametrize("count", [2, 140])
+def test_box_over_a_whole_level(count: int, backend: str, place: str) -> None:
+    # A box that touches all 20,000 anchors, and more boxes than a block has threads.
+    grid = pyramid([(100, 100)], anchors=2)[0].to(place)
+    boxes = torch.cat([torch.tensor([[0.0, 0.0, 400.0, 400.0]]), random_boxes(count - 1, 400)]).to(place)
+    for anchors in (grid, grid.boxes()):
+        stats, expected = (akdp_stats(anchors, boxes, backend=name) for name in (backend, "reference"))
+        torch.testing.assert_close(stats.lam, expected.lam, rtol=1e-12, atol=0)
+        assert torch.equal(stats.max_iou, expected.max_iou)
+        masks = [akdp_mask(anchors, boxes, threshold=0.6, backend=name) for name in (backend, "reference")]
+        assert torch.equal(*masks)
+        assigned = [max_iou_assign(anchors, boxes, backend=name) for name in (backend, "reference")]
+        assert torch.equal(*assigned)

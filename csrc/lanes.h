@@ -21,13 +21,14 @@ struct LanesOf {
 template <class T>
 using Lanes = typename LanesOf<T>::type;
 
-// Everything that `Body::run` calls must be inlined into it to profit.
+// `run_best<Body>(...)` calls `Body::run(...)`, compiled for the best instruction set of the processor. Everything that
+// it calls must be inlined into it. ZOOMINNET_BASELINE_ONLY leaves one version, for slow builds such as with sanitizers.
 template <class Body, class... Args>
 void run_baseline(Args&... args) {
   Body::run(args...);
 }
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(ZOOMINNET_BASELINE_ONLY)
 template <class Body, class... Args>
 __attribute__((target("avx2"))) void run_avx2(Args&... args) {
   Body::run(args...);

@@ -63,9 +63,7 @@ def choose_backend(operation: str, backend: str, device_type: str) -> str:
         BackendUnavailableError: the backend of this name, or for "fused" every one, cannot run here.
     """
     if backend not in (*BACKENDS, "auto", "fused"):
-        raise ValueError(
-            f"backend must be 'auto', 'fused' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}"
-        )
+        raise ValueError(f"backend must be 'auto', 'fused' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if device_type == "meta":
         return "reference"
     if backend in ("auto", "fused"):
@@ -84,7 +82,9 @@ def _choose_fastest(operation: str, wanted: str, device_type: str) -> str:
     states = {name: _state(operation, name, device_type) for name in order}
     for name, state in states.items():
         if state == "ok":
-            _logger.info("%s on %s: backend %r, the fastest measured of those that run here", operation, device_type, name)
+            _logger.info(
+                "%s on %s: backend %r, the fastest measured of those that run here", operation, device_type, name
+            )
             return name
     reasons = ", ".join(f"{name!r} is {state}" for name, state in states.items())
     raise BackendUnavailableError(f"{operation}: no fused backend runs on {device_type}: {reasons}")

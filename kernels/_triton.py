@@ -51,9 +51,7 @@ class MapTiles(NamedTuple):
     options: dict[str, Any]
 
 
-def map_tiles(
-    positions: int, channels: int, channels_inner: bool, elements: int, longest: int, steps: int
-) -> MapTiles:
+def map_tiles(positions: int, channels: int, channels_inner: bool, elements: int, longest: int, steps: int) -> MapTiles:
     """Tiles of `elements` values at a time, `longest` at most along the inner axis, for maps of `positions` = H * W."""
     inner = min(triton.next_power_of_2(max(channels if channels_inner else positions, 1)), longest)
     c_block, s_block = (inner, elements // inner) if channels_inner else (elements // inner, inner)
@@ -75,6 +73,22 @@ def divide(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     else:
         quotient = tl.div_rn(a, b)
     return quotient
+
+
+@triton.jit
+def spread_positions(
+    position: tl.tensor, S_BLOCK: tl.constexpr, CHANNELS_INNER: tl.constexpr, INDEX: tl.constexpr
+) -> tl.tensor:
+    """The positions of a tile; where they are its inner axis, neighbouring threads take neighbours.
+
+    The compiler would give each thread several in a row, to load them at once. Where each is masked by itself, or only
+    every second value is read, that cannot be, and a warp's accesses would spread over more lines of the cache. In
+    descending order it does not see them as a row.
+    """
+    lane = tl.arange(0, S_BLOCK)
+    if not CHANNELS_INNER:
+        lane = S_BLOCK - 1 - lane
+    return position.to(INDEX) + lane
 
 
 @triton.jit

@@ -82,7 +82,9 @@ def pick_level(base_ptrs: tl.tensor, level: tl.tensor, LEVELS: tl.constexpr) -> 
 
 
 @triton.jit
-def load_boxes(boxes_ptr: tl.tensor, g: tl.tensor, stride_g: tl.tensor, stride_c: tl.tensor, inside: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+def load_boxes(
+    boxes_ptr: tl.tensor, g: tl.tensor, stride_g: tl.tensor, stride_c: tl.tensor, inside: tl.tensor, DTYPE: tl.constexpr
+) -> tl.tensor:
     """Coordinates and areas of boxes `g`, and whether they are `inside` and have a positive, finite area."""
     box_ptr = boxes_ptr + g * stride_g
     x1 = tl.load(box_ptr, mask=inside, other=0).to(DTYPE)
@@ -128,7 +130,14 @@ def base_extent(base_ptr: tl.tensor, anchors: tl.tensor, BASE_BLOCK: tl.constexp
 
 
 @triton.jit
-def touched_cells(box_low: tl.tensor, box_high: tl.tensor, base_low: tl.tensor, base_high: tl.tensor, step: tl.tensor, cells: tl.tensor) -> tl.tensor:
+def touched_cells(
+    box_low: tl.tensor,
+    box_high: tl.tensor,
+    base_low: tl.tensor,
+    base_high: tl.tensor,
+    step: tl.tensor,
+    cells: tl.tensor,
+) -> tl.tensor:
     """First cell along one axis whose anchors can touch a box, and the number of such cells.
 
     The anchors of cell i lie between ``base_low + i * step`` and ``base_high + i * step``. No cell that touches is left
@@ -171,7 +180,15 @@ def open_window(
 
 @triton.jit
 def window_anchors(
-    base_ptr: tl.tensor, pair: tl.tensor, pairs: tl.tensor, row: tl.tensor, anchors: tl.tensor, step_y: tl.tensor, y1: tl.tensor, y2: tl.tensor, DTYPE: tl.constexpr
+    base_ptr: tl.tensor,
+    pair: tl.tensor,
+    pairs: tl.tensor,
+    row: tl.tensor,
+    anchors: tl.tensor,
+    step_y: tl.tensor,
+    y1: tl.tensor,
+    y2: tl.tensor,
+    DTYPE: tl.constexpr,
 ) -> tl.tensor:
     """Of (row, anchor) pairs of a window: row, x1 and x2 in column 0, height, overlap with the box in y.
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -177,7 +176,7 @@ Outputs akdp_mask_of_grids(const Tensor& boxes_tensor, const std::vector<int64_t
         const GridLevel<T>& level = levels[l];
         uint8_t* const image_mask = level_mask + b * level.cells();
         const Range rows{level.height * band / bands, level.height * (band + 1) / bands};
-        std::memset(image_mask + rows.begin * level.width, 0, (rows.end - rows.begin) * level.width);
+        std::fill(image_mask + rows.begin * level.width, image_mask + rows.end * level.width, 0);
         for (int64_t g = result.first_box[b]; g < result.first_box[b + 1]; ++g) {
           const T best = max_iou[l * G + g];
           if (best > 0) {

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -190,7 +189,7 @@ struct SumPiece {
 template <class T>
 ZOOMINNET_INLINE void set_zero(T* to, int64_t stride, int64_t count) {
   if (stride == 1) {
-    std::memset(to, 0, count * sizeof(T));
+    std::fill_n(to, count, T(0));
   } else {
     for (int64_t i = 0; i < count; ++i) {
       to[i * stride] = T(0);

@@ -94,9 +94,7 @@ def akdp_mask(
         >>> akdp_mask(grid, torch.tensor([[100.0, 100.0, 124.0, 124.0]])).sum()
         tensor(25)
     """
-    masks, _, _, batched, _ = _run(anchors, gt_boxes, threshold, scope, backend)
-    if not batched:
-        masks = [mask[0] for mask in masks]
+    masks, *_ = _run(anchors, gt_boxes, threshold, scope, backend)
     return masks[0] if isinstance(anchors, Tensor | AnchorGrid) else masks
 
 
@@ -139,12 +137,11 @@ def akdp_stats(
     masks, lam, max_iou, batched, counts = _run(anchors, gt_boxes, threshold, scope, backend)
     levels = []
     for mask, level_lam, level_max_iou in zip(masks, lam, max_iou, strict=True):
-        cells = mask.shape[1] * mask.shape[2]
-        coverage = mask.sum((1, 2)).double() / max(cells, 1)
+        coverage = mask.sum((-2, -1)).double() / max(mask.shape[-2] * mask.shape[-1], 1)
         if batched:
             levels.append(AkdpStats(level_lam, list(level_max_iou.split(counts)), coverage))
         else:
-            levels.append(AkdpStats(level_lam[0], level_max_iou, coverage[0]))
+            levels.append(AkdpStats(level_lam[0], level_max_iou, coverage))
     return levels[0] if isinstance(anchors, Tensor | AnchorGrid) else levels
 
 
@@ -155,7 +152,7 @@ def _run(
     scope: Scope,
     backend: str,
 ) -> tuple[list[Tensor], Tensor, Tensor, bool, list[int]]:
-    """The levels' masks [B, H, W], lam [L, B] and max_iou [L, G], whether a batch was given, and its counts."""
+    """The levels' masks, [H, W] or for a batch [B, H, W], lam [L, B], max_iou [L, G], whether a batch, its counts."""
     mode, factor = _mode(threshold)
     if scope not in ("level", "all"):
         raise ValueError(f"scope must be 'level' or 'all', got {scope!r}")
@@ -175,7 +172,8 @@ def _run(
         mask, lam, max_iou = operator("akdp_mask", chosen)(
             boxes, counts, base_anchors, strides, shapes, mode, factor, scope == "all"
         )
-    sizes = [(len(counts), h, w) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
+    images = [len(counts)] if batched else []
+    sizes = [(*images, h, w) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
     parts = mask.split([math.prod(size) for size in sizes])
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)], lam, max_iou, batched, counts
 

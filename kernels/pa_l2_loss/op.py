@@ -114,4 +114,6 @@ def _refuse_second_gradient(ctx: Any, grad: Tensor) -> None:
 
 _register("reference", pa_l2_loss_reference, pa_l2_loss_backward_reference)
 _register("native", None, None)
-_register("triton", from_triton(__package__, "pa_l2_loss_triton"), from_triton(__package__, "pa_l2_loss_backward_triton"))
+_register(
+    "triton", from_triton(__package__, "pa_l2_loss_triton"), from_triton(__package__, "pa_l2_loss_backward_triton")
+)

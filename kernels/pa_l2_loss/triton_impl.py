@@ -24,8 +24,10 @@ from .._triton import (
     divide,
     map_tiles,
     on_device,
+    spread_positions,
     tile_place,
 )
+
 
 def pa_l2_loss_triton(student: Tensor, teacher: Tensor, mask: Tensor, channel_mean: bool) -> tuple[Tensor, Tensor]:
     """Loss and number of masked positions; arguments and results as in `_schemas.py`."""
@@ -147,9 +149,7 @@ def _difference(
     return student - tl.load(pointer, mask=masked, other=0).to(ACC), masked
 
 
-# The compiler is not told that columns are adjacent in memory. It would give each thread several in a row to load them
-# at once, which it cannot do where each is masked by itself; a warp's accesses would only spread over more cache lines.
-@triton.jit(do_not_specialize=["s_w", "t_w", "m_w", "tiles", "groups"])
+@triton.jit(do_not_specialize=["tiles", "groups"])
 def _loss_kernel(
     student_ptr: tl.tensor,  # [B, C, h, w]
     teacher_ptr: tl.tensor,  # [B, C, SCALE * h, SCALE * w]
@@ -182,7 +182,7 @@ def _loss_kernel(
 ) -> None:
     """Sum of squares and masked positions of each program's tile."""
     image, group, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
-    p = position.to(INDEX) + tl.arange(0, S_BLOCK)
+    p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
     bits = _masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE)
     count = tl.sum((bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1) + (bits >> 3), 0)
@@ -252,7 +252,7 @@ def _gradient_term(
     return tl.where(masked, difference * factor, 0.0)
 
 
-@triton.jit(do_not_specialize=["g_w", "s_w", "t_w", "m_w", "tiles", "groups", "per_position"])
+@triton.jit(do_not_specialize=["tiles", "groups", "per_position"])
 def _gradient_kernel(
     student_ptr: tl.tensor,  # [B, C, h, w]
     teacher_ptr: tl.tensor,  # [B, C, SCALE * h, SCALE * w]
@@ -291,7 +291,7 @@ def _gradient_kernel(
 ) -> None:
     """The gradient in the student, each value written once."""
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
-    p = position.to(INDEX) + tl.arange(0, S_BLOCK)
+    p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
     bits = along_positions(_masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE), CHANNELS_INNER)
     divisor = tl.maximum(tl.load(count_ptr) * per_position, 1).to(ACC)

@@ -76,4 +76,8 @@ def _fake(x: Tensor, add: Tensor | None) -> Tensor:
 
 _register("reference", upsample_nearest2x_reference, upsample_nearest2x_backward_reference)
 _register("native", None, None)
-_register("triton", from_triton(__package__, "upsample_nearest2x_triton"), from_triton(__package__, "upsample_nearest2x_backward_triton"))
+_register(
+    "triton",
+    from_triton(__package__, "upsample_nearest2x_triton"),
+    from_triton(__package__, "upsample_nearest2x_backward_triton"),
+)

@@ -13,8 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .._numerics import accumulation_dtype
-from .._triton import LAUNCH, TRITON_DTYPE, along_channels, along_positions, map_tiles, on_device, tile_place
+from .._triton import (
+    LAUNCH,
+    TRITON_DTYPE,
+    along_channels,
+    along_positions,
+    map_tiles,
+    on_device,
+    spread_positions,
+    tile_place,
+)
 from .reference import empty_downsampled, empty_upsampled
+
 
 def upsample_nearest2x_triton(x: Tensor, add: Tensor | None) -> Tensor:
     """Arguments and results as in `_schemas.py`."""
@@ -126,9 +136,7 @@ def _upsample_kernel(
         tl.store(out_ptr + c * out_c, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-# The compiler is not told that columns are adjacent in memory. It would give each thread several in a row, so that a
-# warp's accesses to every second column would spread over more cache lines.
-@triton.jit(do_not_specialize=["out_w", "grad_w", "tiles", "groups"])
+@triton.jit(do_not_specialize=["tiles", "groups"])
 def _downsample_kernel(
     grad_out_ptr: tl.tensor,  # [B, C, 2H, 2W]
     grad_ptr: tl.tensor,  # [B, C, H, W], with stride grad_w from one position to the next
@@ -153,7 +161,7 @@ def _downsample_kernel(
 ) -> None:
     """Sums of the gradients of each position's four copies; `positions` and `width` are those of x."""
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
-    p = position.to(INDEX) + tl.arange(0, S_BLOCK)
+    p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     at = 2 * ((p // width).to(tl.int64) * out_h + (p % width).to(tl.int64) * out_w)
     grad_out_ptr += image * out_b + along_positions(at, CHANNELS_INNER)
     grad_ptr += image * grad_b + along_positions(p.to(tl.int64) * grad_w, CHANNELS_INNER)

@@ -37,7 +37,9 @@ def _belongs(item: pytest.Item) -> bool:
         return parameters.get("dynamic", True)
     if name == "test_naive_computation" and "scope" in parameters:
         whole = parameters["dtype"] == torch.float32
-        return parameters["backend"] == "triton" and (whole or (parameters["threshold"], parameters["scope"]) == ("adaptive", "level"))
+        return parameters["backend"] == "triton" and (
+            whole or (parameters["threshold"], parameters["scope"]) == ("adaptive", "level")
+        )
     return parameters.get("backend") == "triton" and name not in TOO_SLOW
 
 

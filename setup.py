@@ -123,7 +123,7 @@ def extension(device: str) -> Extension:
         LIBRARIES[device],
         sources=[str(source.relative_to(ROOT)) for source in sources],
         depends=[str(header.relative_to(ROOT)) for header in sorted(ROOT.rglob("csrc/**/*.h"))],
-        extra_compile_args={"cxx": [*common, *cxx], "nvcc": [*common, *nvcc]},  # type: ignore[arg-type]
+        extra_compile_args={"cxx": [*common, *cxx], "nvcc": [*common, *nvcc]},
         libraries=libraries,
         library_dirs=folders,
         language="c++",

@@ -92,7 +92,8 @@ class Run:
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         self.console.print(self._summary(rows))
         self.say(f"student: {best}\nresult:  {file}")
-        self.say(f"next:    python -m zoominnet.evaluate {best} --data {config.data} --seed {config.seed}")
+        seed = f" --seed {config.seed}" if config.data == "synthetic" else ""
+        self.say(f"next:    python -m zoominnet.evaluate {best} --data {config.data}{seed}")
         return result
 
     def _check_folder(self) -> None:

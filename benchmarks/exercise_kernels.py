@@ -1,0 +1,144 @@
+"""Runs the fast kernels on small odd inputs and compares them with the reference, for compute-sanitizer.
+
+Without PyTorch's cache of memory each tensor has memory of its own, so that the tool sees an access beyond its end. In
+the repository's root:
+
+    export PYTHONPATH=. PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    compute-sanitizer --tool memcheck python3 benchmarks/exercise_kernels.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from zoominnet.kernels import (
+    AnchorGrid,
+    akdp_mask,
+    akdp_stats,
+    available_backends,
+    max_iou_assign,
+    pa_l2_loss,
+    upsample_nearest2x,
+)
+from zoominnet.kernels.akdp_mask.op import Threshold
+
+Case = tuple[str, Callable[[str, str], list[Tensor]]]
+"""A name, and a function of the backend and the device."""
+HALF, WIDE = torch.float16, torch.float64
+
+
+def anchor_cases() -> Iterator[Case]:
+    """Masks and assignments: odd grids, 33 anchors a cell, bad boxes, images without boxes, dense anchors."""
+    generator = torch.Generator().manual_seed(0)
+    centre, half = torch.rand(2, 33, 2, generator=generator) * 9 + 0.5
+    base = torch.cat([centre - half, centre + half], 1)
+    base[2] = math.nan
+    boxes = torch.cat([centre * 4 - half, centre * 4 + half * 2], 1)
+    boxes[3], boxes[4, 2], boxes[5, 2] = math.nan, math.inf, boxes[5, 0]
+    thresholds: tuple[Threshold, ...] = ("adaptive", "adaptive-nonzero", 0.4)
+    for dtype, threshold in itertools.product((torch.float32, WIDE, HALF), thresholds):
+
+        def masks(
+            backend: str, device: str, dtype: torch.dtype = dtype, threshold: Threshold = threshold
+        ) -> list[Tensor]:
+            grids = [
+                AnchorGrid(base.to(device, dtype), (4, 4), (7, 5)),
+                AnchorGrid(base[:1].to(device, dtype) * 2, (8, 8), (3, 1)),
+            ]
+            cells = grids[0].boxes()
+            images = [part.to(device, dtype) for part in boxes.split((20, 0, 13))]
+            results = akdp_mask(grids, images, threshold=threshold, scope="all", backend=backend)
+            results += akdp_mask(grids, images, threshold=threshold, backend=backend)
+            results.append(akdp_mask(cells, images, threshold=threshold, backend=backend))
+            if isinstance(threshold, str):
+                results = []  # the order of lambda's sums may decide about a cell
+            stats = akdp_stats(grids, images, threshold=threshold, scope="all", backend=backend)
+            stats += akdp_stats(grids, images, threshold=threshold, backend=backend)
+            stats.append(akdp_stats(cells, images, threshold=threshold, backend=backend))
+            for level in stats:
+                results += [*level.lam.unbind(), *level.max_iou]
+            for forced in (True, False):
+                results += max_iou_assign(grids, images, allow_low_quality=forced, backend=backend)
+                results += max_iou_assign(cells, images, allow_low_quality=forced, backend=backend)
+            return results
+
+        yield f"anchors {dtype} {threshold}", masks
+
+
+def map_cases() -> Iterator[Case]:
+    """Losses and upsampling: packs along rows and channels, and sizes that no pack fits; offsets; nothing at all."""
+    sizes = [(2, 16, 3, 8), (2, 8, 2, 5), (1, 3, 3, 7), (1, 5, 1, 1), (0, 4, 2, 2), (2, 4, 0, 3)]
+    formats = (torch.contiguous_format, torch.channels_last)
+    dtypes = (torch.float32, HALF, torch.bfloat16, WIDE)
+    for size, layout, dtype, factor in itertools.product(sizes, formats, dtypes, (1, 2)):
+        b, c, h, w = size
+        generator = torch.Generator().manual_seed(0)
+        small, large = (
+            torch.randn(b, c, n * h, n * w, generator=generator, dtype=WIDE).contiguous(memory_format=layout)
+            for n in (1, factor)
+        )
+        selected = torch.rand(b, factor * h, factor * w, generator=generator) < 0.4
+
+        def maps(
+            backend: str,
+            device: str,
+            small: Tensor = small,
+            large: Tensor = large,
+            selected: Tensor = selected,
+            dtype: torch.dtype = dtype,
+        ) -> list[Tensor]:
+            student, teacher, mask = small.to(device, dtype), large.to(device, dtype), selected.to(device)
+            results = []
+            for leaf in (student, shifted(student)):
+                leaf.requires_grad_()
+                loss = pa_l2_loss(leaf, teacher, mask, backend=backend)
+                results += [loss.detach(), *torch.autograd.grad(loss, leaf)]
+                if teacher.shape != leaf.shape:
+                    for add in (teacher, None):
+                        out = upsample_nearest2x(leaf, add, backend=backend)
+                        results += [out.detach(), *torch.autograd.grad(out, leaf, teacher)]
+            return results
+
+        yield f"maps {size} {layout} {dtype} {factor}", maps
+
+
+def shifted(x: Tensor) -> Tensor:
+    """`x` contiguous, one element off the start of its memory."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args().device
+    states = available_backends(torch.device(device).type)
+    backends = [name for name in ("native", "triton") if all(states[op][name] == "ok" for op in states)]
+    if not backends:
+        raise SystemExit(f"exercise_kernels: no fast backend runs on {device}: {states['akdp_mask']}")
+    count = 0
+    for name, run in itertools.chain(anchor_cases(), map_cases()):
+        expected = run("reference", "cpu")
+        for backend in backends:
+            for got, want in zip(run(backend, device), expected, strict=True):
+                # Lambdas and losses are sums, taken in another order; all else is the same bits.
+                tolerance = 8 * torch.finfo(want.dtype).eps if want.dim() == 0 else 0
+                torch.testing.assert_close(
+                    got.cpu(),
+                    want,
+                    rtol=tolerance,
+                    atol=0,
+                    equal_nan=True,
+                    msg=lambda text: f"{name}, {backend}: {text}",  # noqa: B023
+                )
+            count += 1
+    print(f"{count} cases agree with the reference on {device}: {', '.join(backends)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The C++ library takes seconds to build, the CUDA library minutes: make setup ZOOMINNET_BUILD=cuda where it is wanted.
 export ZOOMINNET_BUILD ?= cpu
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test lint lock gpu-check clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ lint: $(STAMP)
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --custom-compile-command "make lock" --group dev pyproject.toml -o requirements.lock
+
+# Needs a GPU, nvcc and a Python with torch and the test tools; neither .venv nor a network.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

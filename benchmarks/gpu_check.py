@@ -202,7 +202,7 @@ def told_by(*command: str) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return ([""] + done.stdout.strip().splitlines())[-1] if done.returncode == 0 else "unknown"
+    return ["", *done.stdout.strip().splitlines()][-1] if done.returncode == 0 else "unknown"
 
 
 def read_commit() -> str:

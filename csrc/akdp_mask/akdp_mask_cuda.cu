@@ -12,16 +12,13 @@ namespace {
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;  // mask, lambda, greatest IoU of each box
 
 // Of some pairs of one box that overlap.
-template <class T>
 struct VisitedSums {
-  double overlapping, sum, sum_of_squares;
-  T max_iou;
+  double overlapping, sum, sum_of_squares, max_iou;
 
-  __device__ __forceinline__ void add(T iou) {
-    const double wide = static_cast<double>(iou);
+  __device__ __forceinline__ void add(double iou) {
     overlapping += iou > 0;
-    sum += wide;
-    sum_of_squares += wide * wide;
+    sum += iou;
+    sum_of_squares += iou * iou;
     max_iou = iou > max_iou ? iou : max_iou;
   }
 };
@@ -45,14 +42,14 @@ struct Options {
 
 template <class T>
 __global__ __launch_bounds__(kThreads) void sum_grids_kernel(const __grid_constant__ Grids grids, BoxArray boxes,
-                                                             int64_t tasks, VisitedSums<T>* sums) {
+                                                             int64_t tasks, VisitedSums* sums) {
   for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const BoxTile at = find_tile(grids, task);
     const Box<T> box = sanitize(boxes.load<T>(at.box));
-    VisitedSums<T> mine{};
+    VisitedSums mine{};
     visit_tile(grids.levels[at.level], box, at.tile, at.tiles,
-               [&](int, int, int64_t, T iou) { mine.add(iou); });
-    const VisitedSums<T> total{block_reduce(mine.overlapping, Add{}), block_reduce(mine.sum, Add{}),
+               [&](int, int, int64_t, T iou) { mine.add(static_cast<double>(iou)); });
+    const VisitedSums total{block_reduce(mine.overlapping, Add{}), block_reduce(mine.sum, Add{}),
                                block_reduce(mine.sum_of_squares, Add{}), block_reduce(mine.max_iou, Greater{})};
     if (threadIdx.x == 0) {
       sums[task] = total;
@@ -64,7 +61,7 @@ __global__ __launch_bounds__(kThreads) void sum_grids_kernel(const __grid_consta
 template <class T>
 __global__ __launch_bounds__(kThreads) void lambda_kernel(const __grid_constant__ Images images,
                                                           const __grid_constant__ PartsOfLevels levels,
-                                                          const VisitedSums<T>* sums, Options options, int64_t B,
+                                                          const VisitedSums* sums, Options options, int64_t B,
                                                           double* lambda, T* max_iou) {
   for (int task = static_cast<int>(blockIdx.x); task < levels.L * images.count; task += gridDim.x) {
     const int level = task / images.count, image = task % images.count;
@@ -72,15 +69,15 @@ __global__ __launch_bounds__(kThreads) void lambda_kernel(const __grid_constant_
     const int64_t begin = images.first_box[image], end = images.first_box[image + 1];
     double overlapping = 0, sum = 0, sum_of_squares = 0;
     for (int64_t g = begin + threadIdx.x; g < end; g += kThreads) {
-      T best{};
+      double best = 0;
       for (int64_t part = levels.first[first_level]; part < levels.first[end_level]; ++part) {
-        const VisitedSums<T> of_part = sums[g * levels.parts + part];
+        const VisitedSums of_part = sums[g * levels.parts + part];
         overlapping += of_part.overlapping;
         sum += of_part.sum;
         sum_of_squares += of_part.sum_of_squares;
         best = of_part.max_iou > best ? of_part.max_iou : best;
       }
-      max_iou[level * levels.G + g] = best;
+      max_iou[level * levels.G + g] = static_cast<T>(best);
     }
     PairSums total{0, block_reduce(overlapping, Add{}), block_reduce(sum, Add{}), block_reduce(sum_of_squares, Add{})};
     for (int l = first_level; l < end_level; ++l) {
@@ -121,7 +118,7 @@ __global__ __launch_bounds__(kThreads) void select_grids_kernel(const __grid_con
 // A task: kThreads boxes, of any images, and one part of the anchors.
 template <class T>
 __global__ __launch_bounds__(kThreads) void sum_dense_kernel(DenseAnchors anchors, BoxArray boxes, int64_t G,
-                                                             int64_t parts, VisitedSums<T>* sums) {
+                                                             int64_t parts, VisitedSums* sums) {
   __shared__ Box<T> shared[kThreads];
   const int64_t tasks = (G + kThreads - 1) / kThreads * parts;
   const int64_t anchors_of_part = (anchors.count() + parts - 1) / parts;
@@ -131,7 +128,7 @@ __global__ __launch_bounds__(kThreads) void sum_dense_kernel(DenseAnchors anchor
     const Box<T> box = g < G ? sanitize(boxes.load<T>(g)) : Box<T>{};
     const int64_t begin = at.remainder * anchors_of_part;
     const int64_t end = begin + anchors_of_part < anchors.count() ? begin + anchors_of_part : anchors.count();
-    VisitedSums<T> mine{};
+    VisitedSums mine{};
     for (int64_t first = begin; first < end; first += kThreads) {
       const int n = static_cast<int>(end - first < kThreads ? end - first : kThreads);
       __syncthreads();  // nobody reads the last anchors any more
@@ -142,7 +139,7 @@ __global__ __launch_bounds__(kThreads) void sum_dense_kernel(DenseAnchors anchor
       for (int a = 0; a < n; ++a) {
         const T iou = iou_of(shared[a], box);
         if (iou > 0) {
-          mine.add(iou);
+          mine.add(static_cast<double>(iou));
         }
       }
     }
@@ -212,8 +209,8 @@ Outputs akdp_mask_of_grids(const Tensor& boxes, const std::vector<int64_t>& coun
   }
   levels.first[grids.L] = grids.tiles;
 
-  const Tensor scratch = new_scratch<VisitedSums<T>>(boxes, tasks);
-  auto* const sums = data_of<VisitedSums<T>>(scratch);
+  const Tensor scratch = new_scratch<VisitedSums>(boxes, tasks);
+  auto* const sums = data_of<VisitedSums>(scratch);
   const BoxArray array = read_box_array("boxes", boxes);
   stream.launch(sum_grids_kernel<T>, tasks, grids, array, tasks, sums);
   for (const Images& images : split_images(counts)) {
@@ -238,8 +235,8 @@ Outputs akdp_mask_of_tensor(const Tensor& boxes, const std::vector<int64_t>& cou
   const int64_t groups = divide_up(G, kThreads), most = std::max<int64_t>(divide_up(anchors.count(), 4 * kThreads), 1);
   const int64_t parts = std::clamp<int64_t>(4096 / std::max<int64_t>(groups, 1), 1, most);
   const PartsOfLevels levels{1, parts, G, {0, parts}, {static_cast<double>(anchors.count())}};
-  const Tensor scratch = new_scratch<VisitedSums<T>>(boxes, checked_product(G, parts));
-  auto* const sums = data_of<VisitedSums<T>>(scratch);
+  const Tensor scratch = new_scratch<VisitedSums>(boxes, checked_product(G, parts));
+  auto* const sums = data_of<VisitedSums>(scratch);
   const BoxArray array = read_box_array("boxes", boxes);
   stream.launch(sum_dense_kernel<T>, groups * parts, anchors, array, G, parts, sums);
   for (const Images& images : split_images(counts)) {

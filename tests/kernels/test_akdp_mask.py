@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_oracles import LAYOUTS, count_undecided, iou_float32, naive_akdp, pyramid, random_boxes
 from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import box_iou
 
 from zoominnet.kernels import AnchorGrid, _iou, akdp_mask, akdp_stats
 
@@ -296,11 +294,14 @@ def test_batch_without_images(backend: str, device: str) -> None:
 
 
 def test_torchvision_anchors(backend: str, device: str) -> None:
-    generator = AnchorGenerator(((16, 20, 25), (32, 40, 51)), ((0.5, 1.0, 2.0),) * 2)
+    torchvision = pytest.importorskip("torchvision")
+    generator = torchvision.models.detection.anchor_utils.AnchorGenerator(
+        ((16, 20, 25), (32, 40, 51)), ((0.5, 1.0, 2.0),) * 2
+    )
     grids = [grid.to(device) for grid in AnchorGrid.from_torchvision(generator, (160, 224), [(20, 28), (10, 14)])]
     boxes = random_boxes(30, 160, seed=3).to(device)
     for grid, mask in zip(grids, akdp_mask(grids, boxes, backend=backend), strict=True):
-        iou = box_iou(grid.boxes().view(-1, 4).double(), boxes.double())
+        iou = torchvision.ops.box_iou(grid.boxes().view(-1, 4).double(), boxes.double())
         limit = (iou.mean() + iou.std()) * iou.amax(0)
         surely, perhaps = (
             (iou > limit * factor).any(1).view(*grid.shape, -1).any(-1)

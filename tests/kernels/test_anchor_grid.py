@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 
 from zoominnet.kernels import AnchorGrid
 
@@ -69,10 +67,12 @@ def test_to() -> None:
 
 @pytest.mark.parametrize("image_size", [(64, 96), (100, 75), (33, 40)])
 def test_torchvision_anchors(image_size: tuple[int, int]) -> None:
-    generator = AnchorGenerator(((8, 11), (16, 22), (32, 45)), ((0.5, 1.0, 2.0),) * 3)
+    detection = pytest.importorskip("torchvision").models.detection
+    generator = detection.anchor_utils.AnchorGenerator(((8, 11), (16, 22), (32, 45)), ((0.5, 1.0, 2.0),) * 3)
     shapes = [(math.ceil(image_size[0] / s), math.ceil(image_size[1] / s)) for s in (8, 16, 32)]
     (expected,) = generator(
-        ImageList(torch.zeros(1, 3, *image_size), [image_size]), [torch.zeros(1, 1, *shape) for shape in shapes]
+        detection.image_list.ImageList(torch.zeros(1, 3, *image_size), [image_size]),
+        [torch.zeros(1, 1, *shape) for shape in shapes],
     )
     grids = AnchorGrid.from_torchvision(generator, image_size, shapes)
     assert torch.equal(torch.cat([grid.boxes().view(-1, 4) for grid in grids]), expected)
@@ -113,7 +113,8 @@ def test_arguments_are_checked(changed: dict[str, Any], error: type[Exception], 
 
 
 def test_generators_are_checked() -> None:
-    generator = AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)
+    detection = pytest.importorskip("torchvision").models.detection
+    generator = detection.anchor_utils.AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)
     with pytest.raises(TypeError, match="generator must have a list cell_anchors"):
         AnchorGrid.from_torchvision(object(), (64, 64), [(8, 8)])
     with pytest.raises(ValueError, match="generator has 2 levels of cell_anchors, but feature_shapes has 1"):

@@ -10,10 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_oracles import LAYOUTS, naive_assign, pyramid, random_boxes
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
 
 from zoominnet.kernels import AnchorGrid, _iou, max_iou_assign
 
@@ -25,9 +21,11 @@ def assert_same_as_torchvision(
     anchors: Tensor, boxes: Tensor, got: Tensor, positive: float, negative: float, allow_low_quality: bool
 ) -> None:
     """Compares with torchvision's Matcher over its box_iou. Every box must overlap an anchor (see the deviation)."""
-    iou = box_iou(boxes, anchors)
+    torchvision = pytest.importorskip("torchvision")
+    iou = torchvision.ops.box_iou(boxes, anchors)
     assert (iou.amax(1) > 0).all()
-    assert torch.equal(got, Matcher(positive, negative, allow_low_quality)(iou))
+    matcher = torchvision.models.detection._utils.Matcher(positive, negative, allow_low_quality)
+    assert torch.equal(got, matcher(iou))
 
 
 @pytest.mark.parametrize(
@@ -84,10 +82,11 @@ def test_torchvision_matcher_on_random_boxes(
 def test_torchvision_matcher_on_torchvision_anchors(
     image_size: tuple[int, int], allow_low_quality: bool, backend: str, device: str
 ) -> None:
+    detection = pytest.importorskip("torchvision").models.detection
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (16, 32, 64))
-    generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3)
+    generator = detection.anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3)
     shapes = [tuple(math.ceil(side / stride) for side in image_size) for stride in (8, 16, 32)]
-    images = ImageList(torch.zeros(1, 3, *image_size, device=device), [image_size])
+    images = detection.image_list.ImageList(torch.zeros(1, 3, *image_size, device=device), [image_size])
     (anchors,) = generator(images, [torch.zeros(1, 1, *shape, device=device) for shape in shapes])
     grids = AnchorGrid.from_torchvision(generator, image_size, shapes)
     boxes = [random_boxes(count, min(image_size), seed=count).to(device) for count in (17, 1)]

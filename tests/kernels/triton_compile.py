@@ -1,6 +1,6 @@
 """Compiles what the Triton implementations would launch on GPUs of the given architectures, on a machine without one.
 
-Run as ``python triton_compile.py 90 120``. The implementations run on CPU tensors; each launch is compiled with the
+Run as ``python triton_compile.py 80,90 float32 bfloat16``, with a folder TRITON_CACHE_DIR of its own. The implementations run on CPU tensors; each launch is compiled with the
 specialisations of its real arguments, to machine code by the ptxas that Triton brings, and not run. Prints one JSON
 object a kernel.
 """
@@ -108,10 +108,10 @@ def losses_and_upsampling(dtype: torch.dtype, memory_format: torch.memory_format
 seen: set[str] = set()
 run, JITFunction.run = JITFunction.run, compile_only
 
-for architecture in map(int, sys.argv[1:]):
+for architecture in map(int, sys.argv[1].split(",")):
     driver.set_active(Driver(architecture))
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        masks_and_assignments(dtype)
-        losses_and_upsampling(dtype, torch.contiguous_format, width=16)
-        losses_and_upsampling(dtype, torch.channels_last, width=16)
-    losses_and_upsampling(torch.float32, torch.contiguous_format, width=13)
+    for name in sys.argv[2:]:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            losses_and_upsampling(getattr(torch, name), layout, width=16)
+        masks_and_assignments(getattr(torch, name))
+        losses_and_upsampling(getattr(torch, name), torch.contiguous_format, width=13)

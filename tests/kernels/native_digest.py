@@ -1,0 +1,51 @@
+"""A digest of what the `native` backend gives for fixed inputs; run as a script to take it in another environment."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from kernel_oracles import pyramid, random_boxes
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from zoominnet.kernels import akdp_mask, akdp_stats, max_iou_assign, pa_l2_loss, upsample_nearest2x
+
+
+def results() -> list[Tensor]:
+    """Outputs and gradients of every operation, large enough to be shared out among threads."""
+    generator = torch.Generator().manual_seed(0)
+    found: list[object] = []
+    for dtype in (torch.float32, torch.float64):
+        grids = [grid.to(dtype=dtype) for grid in pyramid([(40, 37), (20, 19), (10, 5)], anchors=4)]
+        images = [random_boxes(count, 160, seed=count, dtype=dtype) for count in (50, 0, 3)]
+        for anchors in (grids, grids[0].boxes()):
+            for boxes in (images, images[0]):
+                found += [akdp_mask(anchors, boxes, threshold=t, backend="native") for t in ("adaptive", 0.3)]
+                found.append(akdp_stats(anchors, boxes, threshold="adaptive-nonzero", backend="native"))
+                found.append(max_iou_assign(anchors, boxes, backend="native"))
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for form in (torch.contiguous_format, torch.channels_last):
+            small = torch.randn(2, 24, 18, 21, generator=generator).to(dtype).contiguous(memory_format=form)
+            large = torch.randn(2, 24, 36, 42, generator=generator).to(dtype).contiguous(memory_format=form)
+            small.requires_grad_()
+            for teacher in (large, small.detach() * 2):
+                mask = torch.rand(2, *teacher.shape[2:], generator=generator) < 0.3
+                loss = pa_l2_loss(small, teacher, mask, backend="native")
+                found += [loss, torch.autograd.grad(loss, small)]
+            for add in (large, None):
+                out = upsample_nearest2x(small, add, backend="native")
+                found += [out, torch.autograd.grad(out, small, large)]
+    return [leaf.detach() for leaf in pytree.tree_leaves(found)]
+
+
+def digest() -> str:
+    """SHA-256 of all bytes of :func:`results`."""
+    sha = hashlib.sha256()
+    for tensor in results():
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+if __name__ == "__main__":
+    print(digest())

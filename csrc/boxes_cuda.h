@@ -15,6 +15,7 @@ constexpr int kMaxLevels = 16;
 constexpr int kMaxImages = 256;     // of one launch
 constexpr int kBasesPerChunk = 32;  // base anchors in shared memory
 constexpr int64_t kMaxCells = int64_t{1} << 30;
+
 template <class T>
 constexpr double kEpsilon = std::numeric_limits<T>::epsilon();
 
@@ -57,7 +58,7 @@ struct Level {
 // the level's tiles share out the rows that the box can touch.
 struct Grids {
   Level levels[kMaxLevels];
-  int L, tiles;         // tiles of a box, in all levels
+  int L, tiles;            // tiles of a box, in all levels
   int64_t cells, anchors;  // of all levels; the latter is A
 };
 

@@ -81,6 +81,7 @@ class DenseAnchors {
     check_on_cpu("anchors", anchors);
     check_strided("anchors", anchors, anchors.dim() == 2 ? 2 : 4);
     check_size("anchors", anchors, anchors.dim() - 1, 4);
+    dispatch_floating("anchors", dtype_, [](auto) {});
     const auto strides = anchors.strides();
     coordinate_stride_ = strides[strides.size() - 1];
     if (anchors.dim() == 2) {

@@ -32,9 +32,9 @@ struct Problem {
   Images images;
   BoxArray boxes;
   Thresholds<T> thresholds;
-  Key* keys;             // [B, A]
-  Key* first_boxes;      // [B, A], for float64: the first box of the best IoU
-  T* max_iou;            // [G, tiles], greatest IoU of each tile of a box
+  Key* keys;         // [B, A]
+  Key* first_boxes;  // [B, A], for float64: the first box of the best IoU
+  T* max_iou;        // [G, tiles], greatest IoU of each tile of a box
 
   __device__ __forceinline__ int64_t tasks() const {
     return (images.first_box[images.count] - images.first_box[0]) * grids.tiles;

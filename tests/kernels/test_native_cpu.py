@@ -79,7 +79,7 @@ def test_offsets_and_odd_widths_of_levels(width: int, dtype: torch.dtype) -> Non
     boxes = random_boxes(9, 4 * width + 8, seed=width, dtype=dtype)
     # One that covers the level, and one at its last column, where lanes are over.
     boxes = torch.cat([boxes, torch.tensor([[0, 0, 4 * width, 12], [4 * width - 3, 0, 4 * width, 9]], dtype=dtype)])
-    for offset in range(8):
+    for offset in range(8) if dtype == torch.float32 else (0, 5):
         shifted = at_offset(boxes, offset)
         for anchors in (
             AnchorGrid(at_offset(grid.base_anchors, offset), (4, 4), (3, width)),

@@ -70,14 +70,15 @@ def compile_only(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup:
             "spilled": spilled,
             "instructions": sorted(set(re.findall(names, compiled.asm["ptx"]))),
             "fused": compiled.metadata.enable_fp_fusion,
+            "late": late,
         }
         print(json.dumps(record))
     return compiled
 
 
-def masks_and_assignments(dtype: torch.dtype) -> None:
+def masks_and_assignments(dtype: torch.dtype, counts: list[int]) -> None:
     grids = [grid.to(dtype=dtype) for grid in pyramid([(16, 16), (8, 8)], anchors=9)]
-    boxes, counts = random_boxes(7, 64, dtype=dtype), [4, 0, 3]
+    boxes = random_boxes(sum(counts), 64, dtype=dtype)
     arguments = (
         [grid.base_anchors for grid in grids],
         [step for grid in grids for step in grid.stride],
@@ -106,6 +107,7 @@ def losses_and_upsampling(dtype: torch.dtype, memory_format: torch.memory_format
 
 
 seen: set[str] = set()
+late = False  # whether there is nothing left to compile
 run, JITFunction.run = JITFunction.run, compile_only
 
 for architecture in map(int, sys.argv[1].split(",")):
@@ -113,5 +115,9 @@ for architecture in map(int, sys.argv[1].split(",")):
     for name in sys.argv[2:]:
         for layout in (torch.contiguous_format, torch.channels_last):
             losses_and_upsampling(getattr(torch, name), layout, width=16)
-        masks_and_assignments(getattr(torch, name))
+        masks_and_assignments(getattr(torch, name), [4, 0, 3])
         losses_and_upsampling(getattr(torch, name), torch.contiguous_format, width=13)
+        late = True
+        for counts in ([1], [16], [1, 16, 15], [40] * 16):
+            masks_and_assignments(getattr(torch, name), counts)
+        late = False

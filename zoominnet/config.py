@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from zoominnet.distill import DistillOptions
 from zoominnet.errors import UserError
+from zoominnet.models.head import LaPredictor
 
 Profile = Literal["paper", "repo", "wang2019", "demo"]
 
@@ -46,6 +47,9 @@ class TrainConfig:
 
     student: Literal["snet", "la", "fa-thin", "fa"] = "fa"
     """Student architecture (paper, Table 3)."""
+    la_predictor: LaPredictor = "phase"
+    """How `la` predicts from its towers. plain: convolve the upsampled map, as the paper. phase: the same values but for
+    rounding, from the small map, with 2.25 times fewer multiply-adds. The weights are the same."""
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     """Backbone of teacher and student (paper: ResNet-50)."""
     weights: str = "imagenet"

@@ -25,9 +25,9 @@ from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, load_model
-from zoominnet.engine.inference import predict_split
+from zoominnet.engine.inference import cost_of, predict_split
 from zoominnet.engine.trainer import Phase, Validation
-from zoominnet.evaluation import count_gflops, count_parameters, evaluate_coco
+from zoominnet.evaluation import evaluate_coco
 from zoominnet.kernels import BackendUnavailableError, available_backends
 from zoominnet.kernels._dispatch import choose_backend
 from zoominnet.models import RetinaNet, build_model, load_weights
@@ -188,6 +188,7 @@ class Run:
             stride_in_1x1=bool(stride),
             frozen_stages=config.frozen_stages,
             norm_eval=config.norm_eval,
+            la_predictor=config.la_predictor,
         )
         model.set_kernel_backend(self._backend)
         if config.weights != "none":
@@ -300,11 +301,7 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
 
 def describe(model: RetinaNet) -> dict[str, Any]:
     """What a model costs."""
-    return {
-        "image_size": model.image_size,
-        "gflops": count_gflops(model, model.image_size),
-        "parameters": count_parameters(model),
-    }
+    return {"image_size": model.image_size, **cost_of(model)}
 
 
 def seed_everything(seed: int) -> None:

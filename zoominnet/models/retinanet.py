@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from zoominnet.kernels import AnchorGrid, max_iou_assign
 from zoominnet.models.backbone import ResNetStages
 from zoominnet.models.boxes import decode_boxes, encode_boxes
 from zoominnet.models.fpn import FeaturePyramid
-from zoominnet.models.head import RetinaHead
+from zoominnet.models.head import LaPredictor, RetinaHead
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,6 +98,7 @@ class RetinaNet(nn.Module):
         channels: of the pyramid and the head towers (paper: 256).
         image_size: side of the square input that `anchor_grids` describes, px; other sizes are accepted too.
         stride_in_1x1, frozen_stages, norm_eval: see :class:`ResNetStages`.
+        la_predictor: how "la" predicts, see :meth:`set_la_predictor`; the other models take no notice.
         score_threshold, nms_threshold, candidates, max_detections: post-processing; at most `candidates` a level enter
             the class-wise NMS and the best `max_detections` of the image leave it.
     """
@@ -115,6 +117,7 @@ class RetinaNet(nn.Module):
         stride_in_1x1: bool = False,
         frozen_stages: int = 0,
         norm_eval: bool = False,
+        la_predictor: LaPredictor = "phase",
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         candidates: int = 1000,
@@ -139,6 +142,7 @@ class RetinaNet(nn.Module):
         self.fpn = FeaturePyramid(self.backbone.channels, arch.first_level, arch.last_level, channels)
         num_anchors = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)
         self.head = RetinaHead(num_classes, num_anchors, arch.head_depth, channels, upsample=arch.upsample_head)
+        self.set_la_predictor(la_predictor)
         for i, stride in enumerate(arch.strides):
             self.register_buffer(f"base_anchors_{i}", base_anchors(stride), persistent=False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -153,6 +157,14 @@ class RetinaNet(nn.Module):
         """Chooses the backend of every `zoominnet.kernels` op that the model calls ("auto" by default)."""
         self.kernel_backend = backend
         self.fpn.backend = self.head.classification.backend = self.head.regression.backend = backend
+
+    def set_la_predictor(self, form: LaPredictor) -> None:
+        """Chooses how "la" predicts: "plain" convolves the upsampled map; "phase" gives the same values, but for
+        rounding, from the small map (:func:`zoominnet.models.head.phase_weight`). The weights are the same."""
+        if form not in get_args(LaPredictor):
+            raise ValueError(f"la_predictor: {form!r} is not one of {', '.join(get_args(LaPredictor))}")
+        self.la_predictor = form
+        self.head.classification.la_predictor = self.head.regression.la_predictor = form
 
     @property
     def anchor_grids(self) -> list[AnchorGrid]:

@@ -21,10 +21,11 @@ from torch import Tensor
 from zoominnet.kernels import available_backends, upsample_nearest2x
 from zoominnet.models.head import phase_weight
 
-BATCH, CHANNELS = 4, 256
-SIDES = {"all 5 levels": (64, 32, 16, 8, 4), "P3": (64,), "P5": (16,)}
+BATCH, CHANNELS = 2, 256
+SIDES = (64, 32, 16, 8, 4)
+"""Of P3 to P7 at 512 px."""
 OUTPUTS = {"classification": 90, "regression": 36}
-ROUNDS = 7
+ROUNDS = 5
 Form = Callable[[list[Tensor], Tensor, Tensor], list[Tensor]]
 
 
@@ -74,12 +75,11 @@ def gradients(
 @pytest.mark.parametrize("what", ["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("subnet", OUTPUTS)
-@pytest.mark.parametrize("levels", SIDES)
 @pytest.mark.parametrize(
     "device", devices() or [pytest.param("cpu", marks=pytest.mark.skip("no fused upsampling here"))]
 )
 def test_la_predictor(
-    benchmark: pytest.FixtureRequest, device: str, levels: str, subnet: str, dtype: torch.dtype, what: str
+    benchmark: pytest.FixtureRequest, device: str, subnet: str, dtype: torch.dtype, what: str
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -88,18 +88,18 @@ def test_la_predictor(
         # As in training: models are placed in channels_last.
         return made.contiguous(memory_format=torch.channels_last) if made.dim() == 4 else made
 
-    maps = [random(BATCH, CHANNELS, side, side).relu().requires_grad_() for side in SIDES[levels]]
+    maps = [random(BATCH, CHANNELS, side, side).relu().requires_grad_() for side in SIDES]
     weight, bias = (
         random(OUTPUTS[subnet], CHANNELS, 3, 3, scale=0.01).requires_grad_(),
         random(OUTPUTS[subnet]).requires_grad_(),
     )
     arguments = (maps, weight, bias)
-    upstream = [random(BATCH, OUTPUTS[subnet], 2 * side, 2 * side) for side in SIDES[levels]]
+    upstream = [random(BATCH, OUTPUTS[subnet], 2 * side, 2 * side) for side in SIDES]
 
     exact = [value.double() for value in gradients(plain, arguments, upstream)]
     for got, expected in zip(gradients(phase, arguments, upstream), exact, strict=True):
-        # Sums of up to 2304 products a value (131,072 a weight): an error of some roundings of the largest value.
-        limit = 64 * torch.finfo(dtype).eps * expected.abs().max().item()
+        # Sums of thousands of terms in float32, whose order differs; and few roundings to the dtype.
+        limit = (512 * torch.finfo(torch.float32).eps + 4 * torch.finfo(dtype).eps) * expected.abs().max().item()
         assert (got.double() - expected).abs().max().item() <= limit
 
     given = upstream if what == "forward+backward" else None
@@ -128,7 +128,7 @@ def test_la_predictor(
         }
     )
     print(
-        f"\nLA predictor, {device}, {levels}, {subnet}, {dtype}, {what}: "
+        f"\nLA predictor, {device}, {subnet}, {dtype}, {what}: "
         + ", ".join(f"{name} {value:.1f} ms" for name, value in medians.items())
         + f"; phase {medians['plain'] / medians['phase']:.2f} x as fast as plain"
     )

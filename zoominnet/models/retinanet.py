@@ -25,6 +25,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_DIVISOR = 32
 """Images are padded to a multiple of this, so that C2..C5 halve exactly."""
+REGIONS_AT_A_TIME = 8
+"""Ignored regions that are compared with the anchors of a level in one go: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -298,14 +300,22 @@ def inside_ignored(grids: Sequence[AnchorGrid], regions: Tensor | None) -> Tenso
         bool [A].
     """
     masks = []
+    if regions is None:
+        regions = grids[0].base_anchors.new_zeros((0, 4))
     for grid in grids:
-        anchors = grid.boxes().reshape(-1, 4)
-        mask = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
-        half_area = 0.5 * (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)
-        for region in regions if regions is not None else ():
-            sides = torch.minimum(anchors[:, 2:], region[2:]) - torch.maximum(anchors[:, :2], region[:2])
-            mask |= sides.clamp(min=0).prod(dim=1) > half_area
-        masks.append(mask)
+        anchors = grid.boxes()  # [H, W, K, 4]
+        mask = torch.zeros(anchors.shape[:3], dtype=torch.bool, device=anchors.device)
+        # An anchor's x depends on its column alone and its y on its row.
+        left, right = anchors[:1, ..., 0], anchors[:1, ..., 2]  # [1, W, K]
+        top, bottom = anchors[:, :1, :, 1], anchors[:, :1, :, 3]  # [H, 1, K]
+        half_area = 0.5 * ((right - left) * (bottom - top))
+        for first in range(0, len(regions), REGIONS_AT_A_TIME):
+            some = regions[first : first + REGIONS_AT_A_TIME]
+            x1, y1, x2, y2 = some.reshape(-1, 4, 1, 1, 1).unbind(1)
+            width = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp(min=0)  # [R, 1, W, K]
+            height = (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp(min=0)  # [R, H, 1, K]
+            mask |= (width * height > half_area).any(dim=0)
+        masks.append(mask.flatten())
     return torch.cat(masks)
 
 

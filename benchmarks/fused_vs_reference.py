@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -50,7 +51,7 @@ def same_weights(run: Path, other: Path) -> dict[str, bool]:
 
 
 def compare(reference: Path, fused: Path) -> dict[str, Any]:
-    """The losses of two runs side by side, and the greatest relative difference of each."""
+    """The losses of two runs side by side, and the greatest relative difference of each; ends where one is not finite."""
     steps: dict[str, list[dict[str, Any]]] = {}
     greatest = dict.fromkeys(LOSSES, 0.0)
     theirs = losses_of(fused)
@@ -62,6 +63,11 @@ def compare(reference: Path, fused: Path) -> dict[str, Any]:
                 if name in line:
                     a, b = line[name], other[name]
                     row[name] = {"reference": a, "fused": b}
+                    if not (math.isfinite(a) and math.isfinite(b)):
+                        raise SystemExit(
+                            f"{phase} step {row['step']}: {name} is {a} by the reference and {b} with the fast kernels, "
+                            "which compares nothing; try a lower --lr or --clip-grad-norm 10"
+                        )
                     greatest[name] = max(greatest[name], abs(a - b) / abs(a) if a != b else 0.0)
             steps[phase].append(row)
     return {

@@ -21,7 +21,7 @@ def test_a_training_step_compiles_without_graph_breaks() -> None:
     """`la` has each kernel in it: both losses' forms differ in nothing that the compiler sees."""
     torch.manual_seed(0)
     options = {"backbone": "resnet18", "num_classes": 3, "channels": 8}
-    student = build_model("la", image_size=SIZE, **options)
+    student = build_model("la", image_size=SIZE, frozen_stages=4, norm_eval=True, **options)
     teacher = build_model("teacher", image_size=2 * SIZE, **options)
     for model in (student, teacher):
         model.set_kernel_backend("fused")

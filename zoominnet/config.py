@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from zoominnet.distill import DistillOptions
 from zoominnet.errors import UserError
+from zoominnet.models.head import LaPredictor
 
 Profile = Literal["paper", "repo", "wang2019", "demo"]
 
@@ -46,6 +47,9 @@ class TrainConfig:
 
     student: Literal["snet", "la", "fa-thin", "fa"] = "fa"
     """Student architecture (paper, Table 3)."""
+    la_predictor: LaPredictor = "phase"
+    """How `la` predicts from its towers. plain: convolve the upsampled map, as the paper. phase: the same values but for
+    rounding, from the small map, with 2.25 times fewer multiply-adds. The weights are the same."""
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     """Backbone of teacher and student (paper: ResNet-50)."""
     weights: str = "imagenet"
@@ -126,6 +130,9 @@ class TrainConfig:
     """Processes that read images; 0 reads in the training process."""
     fused_kernels: bool = False
     """Use the fast kernels (native or triton) and stop if one cannot run here; else the plain PyTorch reference."""
+    verify_kernels: int = 0
+    """With --fused-kernels, repeat every kernel call of the first so many batches of teacher and student (on --resume:
+    of what is left) by the reference, and stop on a difference. The trained weights are the same. 0: off."""
 
     val_images: int | None = None
     """Validate on the first so many images of the split only. None: all."""
@@ -185,7 +192,15 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is not at least 1")
-        for name in ("workers", "warmup_steps", "distill_warmup_steps", "lambda_distill", "weight_decay", "warmup_lr"):
+        for name in (
+            "workers",
+            "verify_kernels",
+            "warmup_steps",
+            "distill_warmup_steps",
+            "lambda_distill",
+            "weight_decay",
+            "warmup_lr",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
         for name in ("lr", "distill_divisor", "decay_factor"):
@@ -206,6 +221,11 @@ class TrainConfig:
             raise ConfigError(f"--decay-at: {self.decay_at} are not ascending shares in (0, 1]")
         if self.mask_scope == "all" and self.mask_boxes == "best-level":
             raise ConfigError("--mask-scope all and --mask-boxes best-level exclude each other; choose one")
+        if self.verify_kernels and not self.fused_kernels:
+            raise ConfigError(
+                f"--verify-kernels {self.verify_kernels}: without --fused-kernels there is nothing to compare with the "
+                "reference; add --fused-kernels or leave out --verify-kernels"
+            )
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ConfigError(f"--clip-grad-norm: {self.clip_grad_norm} is not positive")
 

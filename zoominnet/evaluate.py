@@ -19,12 +19,10 @@ from rich.table import Table
 from zoominnet.command import check_same_classes, choose_device, make_console, open_data, run_command
 from zoominnet.data import Split
 from zoominnet.engine.checkpoint import load_model
-from zoominnet.engine.inference import InputPath, predict_split
+from zoominnet.engine.inference import InputPath, cost_of, predict_split
 from zoominnet.errors import UserError
 from zoominnet.evaluation import (
     Result,
-    count_gflops,
-    count_parameters,
     evaluate_coco,
     evaluate_visdrone,
     measure_latency,
@@ -99,10 +97,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         console=console,
     )
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
-    cost: dict[str, Any] = {
-        "gflops": count_gflops(model, model.image_size),
-        "parameters": count_parameters(model),
-    }
+    cost = cost_of(model)
     if config.latency_repeats:
         image = torch.rand(3, model.image_size, model.image_size, device=device)
         cost["latency"] = measure_latency(lambda: model([image]), device, repeats=config.latency_repeats, warmup=3)
@@ -121,7 +116,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
             scores.protocol: scores.as_dict() for scores in scores_of(config, model, split, path, console)
         }
     table = Table(title=f"{info.name}, {info.backbone}, {info.image_size} px", box=rich.box.SIMPLE, show_header=False)
-    table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}")
+    plain = f" ({cost['gflops_plain']:.2f} with the plain predictor)" if "gflops_plain" in cost else ""
+    table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}{plain}")
     table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
     if "latency" in cost:
         latency = cost["latency"]

@@ -15,7 +15,16 @@ from zoominnet.command import make_console, run_command
 from zoominnet.config import PROFILES, ConfigError, TrainConfig
 from zoominnet.engine.run import CONFIG_FILE, Run
 
-RESUME_MAY_CHANGE = {"resume", "debug", "workers", "out", "keep_checkpoints", "checkpoint_every", "device"}
+RESUME_MAY_CHANGE = {
+    "resume",
+    "debug",
+    "workers",
+    "out",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "device",
+    "verify_kernels",
+}
 """Options that do not change what a run computes."""
 
 
@@ -77,7 +86,8 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 (user error), 65 (diverged), 74 (input or output failed), 130/143 (stopped)."""
+    """Returns the exit status: 0, 2 (user error), 65 (diverged), 70 (a fast kernel differs from the reference), 74 (input or
+    output failed), 130/143 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return run_command(
         "zoominnet.train", lambda: Run(parse(arguments), make_console()).run(), debug="--debug" in arguments

@@ -45,6 +45,14 @@ def tiny_train(tmp_path: Path) -> Train:
     return run
 
 
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a teacher for `tiny_train`, barely trained."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    assert train.main([*TINY, "--no-check-teacher", "--max-steps", "1", "--out", str(run)]) == 0
+    return str(run / "teacher")
+
+
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -43,7 +43,8 @@ class ModelInfo:
     """What a model file says of itself: enough to rebuild the model and to read its labels.
 
     Attributes:
-        name, backbone, num_classes, image_size, channels, stride_in_1x1: arguments of :func:`zoominnet.models.build_model`.
+        name, backbone, num_classes, image_size, channels, stride_in_1x1, la_predictor: arguments of
+            :func:`zoominnet.models.build_model`.
         class_names: of labels 0, 1, ...
         category_ids: of the training data's own numbering.
         config: the training configuration, for the record.
@@ -60,6 +61,7 @@ class ModelInfo:
     category_ids: tuple[int, ...]
     config: dict[str, Any]
     ap: float | None
+    la_predictor: str = "plain"  # that of files that do not say
 
     @classmethod
     def of(
@@ -81,6 +83,7 @@ class ModelInfo:
             category_ids=category_ids,
             config=config,
             ap=ap,
+            la_predictor=model.la_predictor,
         )
 
 
@@ -285,6 +288,7 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
             info.image_size,
             channels=info.channels,
             stride_in_1x1=info.stride_in_1x1,
+            la_predictor=info.la_predictor,
             **options,
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -1,15 +1,15 @@
-"""Detections of a whole split, in the pixels of the original images."""
+"""What a model finds in a split, in the pixels of the original images, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from zoominnet.data import DetectionDataset, ResizeMode, Split, make_loader, shard_batches, student_images
-from zoominnet.evaluation import Detections
+from zoominnet.evaluation import Detections, count_gflops, count_parameters
 from zoominnet.models import RetinaNet
 
 InputPath = Literal["direct", "halved"]
@@ -20,6 +20,23 @@ then the 2x2 mean, as a student sees it in training."""
 def no_detections() -> Detections:
     """The detections of an image in which nothing was found."""
     return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
+
+
+def cost_of(model: RetinaNet) -> dict[str, Any]:
+    """Multiply-adds for one image of the model's size and number of parameters, JSON-ready.
+
+    Returns:
+        "gflops" (1e9), "parameters", and of the `la` student with the phase predictor "gflops_plain", those of the plain
+        form, by which the paper counts.
+    """
+    cost = {"gflops": count_gflops(model, model.image_size), "parameters": count_parameters(model)}
+    if model.architecture.upsample_head and model.la_predictor == "phase":
+        model.set_la_predictor("plain")
+        try:
+            cost["gflops_plain"] = count_gflops(model, model.image_size)
+        finally:
+            model.set_la_predictor("phase")
+    return cost
 
 
 @torch.no_grad()

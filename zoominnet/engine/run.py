@@ -25,15 +25,15 @@ from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, load_model
-from zoominnet.engine.inference import predict_split
+from zoominnet.engine.inference import cost_of, predict_split
 from zoominnet.engine.trainer import Phase, Validation
-from zoominnet.evaluation import count_gflops, count_parameters, evaluate_coco
-from zoominnet.kernels import available_backends
+from zoominnet.evaluation import evaluate_coco
+from zoominnet.kernels import BackendUnavailableError, available_backends
+from zoominnet.kernels._dispatch import choose_backend
 from zoominnet.models import RetinaNet, build_model, load_weights
 from zoominnet.models.weights import read_stride_in_1x1
 
 CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
-FUSED_BACKENDS = ("native", "triton")
 RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
 """A teacher below this share of the AP it had when it was trained is reported as suspicious."""
 
@@ -54,7 +54,7 @@ class Run:
         self.device = choose_device(config.device)
         if config.amp == "fp16" and self.device.type == "cpu":
             raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
-        self.backends = choose_backends(config)
+        self.backends = choose_backends(config, self.device.type)
         if config.weights == "none" and (config.frozen_stages or config.norm_eval):
             self.say("weights none: nothing to freeze, so all stages and BatchNorm train")
             config = dataclasses.replace(config, frozen_stages=0, norm_eval=False)
@@ -188,6 +188,7 @@ class Run:
             stride_in_1x1=bool(stride),
             frozen_stages=config.frozen_stages,
             norm_eval=config.norm_eval,
+            la_predictor=config.la_predictor,
         )
         model.set_kernel_backend(self._backend)
         if config.weights != "none":
@@ -251,24 +252,23 @@ class Run:
         return table
 
 
-def choose_backends(config: TrainConfig) -> dict[str, str]:
-    """The backend of each op: the reference, or with --fused-kernels a fast one and never the reference.
+def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:
+    """The backend of each op on "cpu" or "cuda": the reference, or with --fused-kernels a fast one, never the reference.
 
     Raises:
         ConfigError: an op has no fast backend here; the message has the reason of each.
     """
-    backends = available_backends()
+    operations = available_backends(device_type)
     if not config.fused_kernels:
-        return dict.fromkeys(backends, "reference")
+        return dict.fromkeys(operations, "reference")
     chosen, refused = {}, []
-    for op, states in backends.items():
-        ready = [name for name in FUSED_BACKENDS if states[name] == "ok"]
-        if ready:
-            chosen[op] = ready[0]
-        else:
-            refused.append(f"{op} ({'; '.join(f'{name}: {states[name]}' for name in FUSED_BACKENDS)})")
+    for op in operations:
+        try:
+            chosen[op] = choose_backend(op, "fused", device_type)  # what the models will get
+        except BackendUnavailableError as error:
+            refused.append(str(error))
     if refused:
-        raise ConfigError(f"--fused-kernels: no fast kernel here for {', '.join(refused)}")
+        raise ConfigError(f"--fused-kernels: {'; '.join(refused)}")
     return chosen
 
 
@@ -301,11 +301,7 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
 
 def describe(model: RetinaNet) -> dict[str, Any]:
     """What a model costs."""
-    return {
-        "image_size": model.image_size,
-        "gflops": count_gflops(model, model.image_size),
-        "parameters": count_parameters(model),
-    }
+    return {"image_size": model.image_size, **cost_of(model)}
 
 
 def seed_everything(seed: int) -> None:

@@ -34,6 +34,7 @@ from zoominnet.engine.checkpoint import (
 )
 from zoominnet.engine.log import RunLog, StepDisplay
 from zoominnet.engine.optim import Schedule, build_optimizer
+from zoominnet.engine.verify import KernelCheck
 from zoominnet.errors import UserError
 from zoominnet.models import RetinaNet
 
@@ -216,10 +217,11 @@ class Phase:
             The checkpoint of highest validation AP.
 
         Raises:
-            DivergedError, Interrupted: see there; nothing is lost.
+            DivergedError, Interrupted, KernelMismatchError: see there; nothing is lost.
         """
         log = RunLog(self.folder, self.log_bytes, self.step)
         total = self.schedule.total_steps
+        self.kernel_check = KernelCheck(self.name, min(self.config.verify_kernels, total - self.step), self.console)
         try:
             with (
                 StepDisplay(self.console, self.name, total, self.step, self.config.log_every) as display,
@@ -244,7 +246,8 @@ class Phase:
         started = time.perf_counter()
         for batch in loader:
             measure = (self.step + 1) % self.config.log_every == 0
-            values = self._train_step(batch, measure)
+            with self.kernel_check.watch(self.step, batch):
+                values = self._train_step(batch, measure)
             self.step += 1
             if measure:
                 log.write("train", self.step, {"epoch": epoch, **values})

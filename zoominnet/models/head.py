@@ -1,6 +1,7 @@
 """RetinaNet's head (Lin et al. 2017): two towers of convolutions and a prediction convolution each."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,29 @@ from zoominnet.kernels import upsample_nearest2x
 
 PRIOR_PROBABILITY = 0.01
 """Every anchor starts as an object with this probability (RetinaNet, section 4.1)."""
+
+LaPredictor = Literal["plain", "phase"]
+"""How LA predicts: "plain" convolves the upsampled map, "phase" gives the same values from the small one."""
+
+
+def phase_weight(weight: Tensor) -> Tensor:
+    """The transposed convolution that equals a 3x3 convolution, padding 1, of the nearest-2x-upsampled map.
+
+    Of the three rows of the upsampled map under the kernel, two are copies of one row of the small map, so each of the
+    four phases of the output is a 2x2 convolution of the small map, of taps that are sums of the kernel's. Together they
+    are one transposed convolution of stride 2 and padding 1, with 16 multiply-adds for the plain form's 36.
+
+    Args:
+        weight: [O, C, 3, 3].
+
+    Returns:
+        [C, O, 4, 4].
+    """
+    for dim in (2, 3):
+        above, middle, below = weight.unbind(dim)
+        # What row i adds to the output's rows 2i - 1, 2i, 2i + 1 and 2i + 2.
+        weight = torch.stack([below, middle + below, above + middle, above], dim)
+    return weight.transpose(0, 1)
 
 
 class Subnet(nn.Module):
@@ -25,6 +49,7 @@ class Subnet(nn.Module):
     def __init__(self, depth: int, outputs: int, channels: int = 256, *, upsample: bool = False) -> None:
         super().__init__()
         self.upsample = upsample
+        self.la_predictor: LaPredictor = "phase"
         self.backend = "auto"
         self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(depth))
         self.predict = nn.Conv2d(channels, outputs, 3, padding=1)
@@ -38,11 +63,15 @@ class Subnet(nn.Module):
             feature = F.relu(conv(feature))
         return feature
 
-    def predict_from_tower(self, feature: Tensor) -> Tensor:
-        """Tower output [B, C, h, w] -> [B, outputs, h, w], or [B, outputs, 2h, 2w] with LA."""
-        if self.upsample:
-            feature = upsample_nearest2x(feature, backend=self.backend)
-        return self.predict(feature)
+    def predict_from_tower(self, features: list[Tensor]) -> list[Tensor]:
+        """Tower outputs [B, C, h, w] -> [B, outputs, h, w], or [B, outputs, 2h, 2w] with LA, a tensor a level each."""
+        predict = self.predict
+        if not self.upsample:
+            return [predict(x) for x in features]
+        if self.la_predictor == "plain":
+            return [predict(upsample_nearest2x(x, backend=self.backend)) for x in features]
+        weight = phase_weight(predict.weight)
+        return [F.conv_transpose2d(x, weight, predict.bias, stride=2, padding=1) for x in features]
 
 
 class RetinaHead(nn.Module):
@@ -76,8 +105,8 @@ class RetinaHead(nn.Module):
 
     def predict_levels(self, towers: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         """Tower outputs -> logits [B, H*W*K, classes] and deltas [B, H*W*K, 4], a tensor a level each."""
-        logits = [self._flatten(self.classification.predict_from_tower(x), self.num_classes) for x in towers[0]]
-        deltas = [self._flatten(self.regression.predict_from_tower(x), 4) for x in towers[1]]
+        logits = [self._flatten(x, self.num_classes) for x in self.classification.predict_from_tower(towers[0])]
+        deltas = [self._flatten(x, 4) for x in self.regression.predict_from_tower(towers[1])]
         return logits, deltas
 
     def _flatten(self, x: Tensor, width: int) -> Tensor:

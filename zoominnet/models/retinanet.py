@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,14 @@ from zoominnet.kernels import AnchorGrid, max_iou_assign
 from zoominnet.models.backbone import ResNetStages
 from zoominnet.models.boxes import decode_boxes, encode_boxes
 from zoominnet.models.fpn import FeaturePyramid
-from zoominnet.models.head import RetinaHead
+from zoominnet.models.head import LaPredictor, RetinaHead
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_DIVISOR = 32
 """Images are padded to a multiple of this, so that C2..C5 halve exactly."""
+REGIONS_AT_A_TIME = 8
+"""Ignored regions that are compared with the anchors of a level in one go: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class RetinaNet(nn.Module):
         channels: of the pyramid and the head towers (paper: 256).
         image_size: side of the square input that `anchor_grids` describes, px; other sizes are accepted too.
         stride_in_1x1, frozen_stages, norm_eval: see :class:`ResNetStages`.
+        la_predictor: how "la" predicts, see :meth:`set_la_predictor`; the other models take no notice.
         score_threshold, nms_threshold, candidates, max_detections: post-processing; at most `candidates` a level enter
             the class-wise NMS and the best `max_detections` of the image leave it.
     """
@@ -115,6 +119,7 @@ class RetinaNet(nn.Module):
         stride_in_1x1: bool = False,
         frozen_stages: int = 0,
         norm_eval: bool = False,
+        la_predictor: LaPredictor = "phase",
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         candidates: int = 1000,
@@ -139,6 +144,7 @@ class RetinaNet(nn.Module):
         self.fpn = FeaturePyramid(self.backbone.channels, arch.first_level, arch.last_level, channels)
         num_anchors = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)
         self.head = RetinaHead(num_classes, num_anchors, arch.head_depth, channels, upsample=arch.upsample_head)
+        self.set_la_predictor(la_predictor)
         for i, stride in enumerate(arch.strides):
             self.register_buffer(f"base_anchors_{i}", base_anchors(stride), persistent=False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -153,6 +159,14 @@ class RetinaNet(nn.Module):
         """Chooses the backend of every `zoominnet.kernels` op that the model calls ("auto" by default)."""
         self.kernel_backend = backend
         self.fpn.backend = self.head.classification.backend = self.head.regression.backend = backend
+
+    def set_la_predictor(self, form: LaPredictor) -> None:
+        """Chooses how "la" predicts: "plain" convolves the upsampled map; "phase" gives the same values, but for
+        rounding, from the small map (:func:`zoominnet.models.head.phase_weight`). The weights are the same."""
+        if form not in get_args(LaPredictor):
+            raise ValueError(f"la_predictor: {form!r} is not one of {', '.join(get_args(LaPredictor))}")
+        self.la_predictor = form
+        self.head.classification.la_predictor = self.head.regression.la_predictor = form
 
     @property
     def anchor_grids(self) -> list[AnchorGrid]:
@@ -286,14 +300,22 @@ def inside_ignored(grids: Sequence[AnchorGrid], regions: Tensor | None) -> Tenso
         bool [A].
     """
     masks = []
+    if regions is None:
+        regions = grids[0].base_anchors.new_zeros((0, 4))
     for grid in grids:
-        anchors = grid.boxes().reshape(-1, 4)
-        mask = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
-        half_area = 0.5 * (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)
-        for region in regions if regions is not None else ():
-            sides = torch.minimum(anchors[:, 2:], region[2:]) - torch.maximum(anchors[:, :2], region[:2])
-            mask |= sides.clamp(min=0).prod(dim=1) > half_area
-        masks.append(mask)
+        anchors = grid.boxes()  # [H, W, K, 4]
+        mask = torch.zeros(anchors.shape[:3], dtype=torch.bool, device=anchors.device)
+        # An anchor's x depends on its column alone and its y on its row.
+        left, right = anchors[:1, ..., 0], anchors[:1, ..., 2]  # [1, W, K]
+        top, bottom = anchors[:, :1, :, 1], anchors[:, :1, :, 3]  # [H, 1, K]
+        half_area = 0.5 * ((right - left) * (bottom - top))
+        for first in range(0, len(regions), REGIONS_AT_A_TIME):
+            some = regions[first : first + REGIONS_AT_A_TIME]
+            x1, y1, x2, y2 = some.reshape(-1, 4, 1, 1, 1).unbind(1)
+            width = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp(min=0)  # [R, 1, W, K]
+            height = (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp(min=0)  # [R, H, 1, K]
+            mask |= (width * height > half_area).any(dim=0)
+        masks.append(mask.flatten())
     return torch.cat(masks)
 
 

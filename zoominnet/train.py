@@ -15,7 +15,16 @@ from zoominnet.command import make_console, run_command
 from zoominnet.config import PROFILES, ConfigError, TrainConfig
 from zoominnet.engine.run import CONFIG_FILE, Run
 
-RESUME_MAY_CHANGE = {"resume", "debug", "workers", "out", "keep_checkpoints", "checkpoint_every", "device"}
+RESUME_MAY_CHANGE = {
+    "resume",
+    "debug",
+    "workers",
+    "out",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "device",
+    "loader_timeout",
+}
 """Options that do not change what a run computes."""
 
 

@@ -100,7 +100,7 @@ def assert_valid(record: ImageRecord) -> None:
         "10,20,30,40,0.9,4,1,2",
     ],
 )
-def test_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
+def test_f09_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
     split = read_line(tmp_path, line)
     record = split.records[0]
     np.testing.assert_array_equal(record.boxes, [[10, 20, 40, 60]])
@@ -121,7 +121,7 @@ def test_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
         ("10,20,30,40,0,10,0,0", 9),
     ],
 )
-def test_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
+def test_f09_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
     split = read_line(tmp_path, line)
     record = split.records[0]
     assert len(record.boxes) == 0
@@ -166,7 +166,7 @@ def test_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
         ("10,20,0.99,40,1,4,0,0", "side under 1 px"),
     ],
 )
-def test_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | bytes, verdict: str) -> None:
+def test_f09_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | bytes, verdict: str) -> None:
     raw = line.encode() if isinstance(line, str) else line
     split = read_line(tmp_path, b"1,2,3,4,1,1,0,0\n\n" + raw + b"\n5,6,7,8,1,2,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[1, 2, 4, 6], [5, 6, 12, 14]])
@@ -179,7 +179,7 @@ def test_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | 
         open_split(tmp_path, "train", strict=True)
 
 
-def test_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
+def test_f09_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
     split = read_line(tmp_path, "-5,-5,20,20,1,4,0,0\n90,70,20,20,0,0,0,0\n0,0,100,80,1,1,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[0, 0, 15, 15], [0, 0, 100, 80]])
     np.testing.assert_array_equal(split.records[0].ignored, [[90, 70, 100, 80]])
@@ -189,12 +189,12 @@ def test_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
     assert split.report.lines(1)[0] == "note: 2 x clipped to the image"
 
 
-def test_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
+def test_f09_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
     split = read_line(tmp_path, "99,79,1,1,1,1,0,0\n0,0,1,1,1,1,0,0\n-9,3,10,5,1,1,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[99, 79, 100, 80], [0, 0, 1, 1], [0, 3, 1, 8]])
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_f09_duplicates(tmp_path: Path) -> None:
     same = "10,20,30,40,1,4,0,0"
     others = ["10,20,30,40,1,5,0,0", "10,20,30,40,0,4,0,0", "10,20,30,41,1,4,0,0"]
     split = read_line(tmp_path, "\n".join([same, *others, same, "10,20,30,40.0,1,4,1,1"]))
@@ -234,7 +234,7 @@ _FILE = st.tuples(
 
 @settings(max_examples=500, derandomize=True, deadline=None)
 @given(content=_FILE, size=st.tuples(st.integers(1, 250), st.integers(1, 250)))
-def test_any_file_gives_valid_records_and_counts(content: bytes, size: tuple[int, int]) -> None:
+def test_f09_any_file_gives_valid_records_and_counts(content: bytes, size: tuple[int, int]) -> None:
     """About 10,000 lines. Each one that is not blank is kept, or dropped and counted once."""
     report = DataReport()
     boxes = BoxCollector(*size, report)
@@ -272,7 +272,7 @@ def test_boxes_against_exact_arithmetic(box: tuple[float, float, float, float], 
 # VisDrone: folders and files
 
 
-def test_missing_and_empty_files_are_images_without_objects(tmp_path: Path) -> None:
+def test_f09_missing_and_empty_files_are_images_without_objects(tmp_path: Path) -> None:
     visdrone(tmp_path / "train", {"a": None, "b": "1,2,3,4,1,1,0,0", "c": b"\xef\xbb\xbf\r\n", "d": ""})
     split = open_split(tmp_path, "train", strict=True)
     assert [len(record.boxes) for record in split.records] == [0, 1, 0, 0]
@@ -298,7 +298,7 @@ def test_annotations_of_other_images_are_refused(tmp_path: Path) -> None:
         open_split(tmp_path, "train")
 
 
-def test_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
+def test_f07_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
     names = ["a", "b", "c", "d", "e", "f"]
     folder = visdrone(tmp_path / "val", dict.fromkeys(names, "1,2,3,4,1,1,0,0"))
     before = {record.path.name: record.image_id for record in open_split(tmp_path, "val").records if record.path}
@@ -324,7 +324,7 @@ def test_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
         open_split(tmp_path, "val", strict=True)
 
 
-def test_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) -> None:
+def test_f23_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) -> None:
     folder = visdrone(tmp_path / "data" / "train", {"a": None, "b": "1,2,3,4,1,1,0,0", "c": None})
     (folder / "annotations" / "a.txt").symlink_to(put(tmp_path / "secret.txt", "root:x:0:0"))
     (folder / "annotations" / "c.txt").symlink_to(folder / "annotations" / "gone.txt")
@@ -354,7 +354,7 @@ def test_exif_rotation_is_noted(tmp_path: Path) -> None:
     assert split.report.counts == {"EXIF rotation not applied": 1}
 
 
-def test_no_usable_image(tmp_path: Path) -> None:
+def test_f07_no_usable_image(tmp_path: Path) -> None:
     folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
     put(folder / "images" / "a.jpg", "text")
     with pytest.raises(DataError, match=r"no usable image: .*a\.jpg: not a readable JPEG.*unreadable image"):
@@ -473,7 +473,7 @@ def test_coco_labels_follow_the_ids(tmp_path: Path) -> None:
         ({"bbox": [10, 10, 20, 20]}, "duplicate"),
     ],
 )
-def test_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str) -> None:
+def test_f09_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str) -> None:
     make_image(tmp_path / "images" / "a.jpg")
     good = {"image_id": 7, "category_id": 5, "bbox": [10, 10, 20, 20]}
     bad = {**good, "bbox": [1, 2, 3, 4], **annotation} if isinstance(annotation, dict) else annotation
@@ -506,7 +506,7 @@ def test_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str)
         ({"width": 80, "height": 100}, "image size differs from the json"),
     ],
 )
-def test_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
+def test_f09_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
     root = tmp_path / "data"
     for name in ("a.jpg", "b.jpg"):
         make_image(root / "images" / name)
@@ -524,7 +524,7 @@ def test_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
     assert split.report.counts == {verdict: 1}
 
 
-def test_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
+def test_f23_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
     names = ["a.jpg", str(make_image(tmp_path / "images" / "b.jpg"))]
     make_image(tmp_path / "images" / "a.jpg")
     coco(tmp_path / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
@@ -732,7 +732,7 @@ def test_yolo_boxes(tmp_path: Path) -> None:
         ("0 0.25 0.25 0.5 0.5", "duplicate"),
     ],
 )
-def test_dropped_yolo_lines(tmp_path: Path, line: str, verdict: str) -> None:
+def test_f09_dropped_yolo_lines(tmp_path: Path, line: str, verdict: str) -> None:
     yolo(tmp_path, "val", {"a": f"0 0.25 0.25 0.5 0.5\n{line}"})
     put(tmp_path / "data.yaml", "names: {0: drone, 1: bird}")
     split = open_split(tmp_path, "val")

@@ -146,6 +146,7 @@ class Run:
                 scene_size=config.teacher_size,
                 seed=config.seed,
                 console=self.console,
+                max_pixels=round(config.max_megapixels * 1e6),
             )
 
         train = load(config.train_split, config.synthetic_images[0])
@@ -159,7 +160,14 @@ class Run:
     def _validate(self, model: RetinaNet) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
-        found = predict_split(model, val, batch_size=config.batch_size, workers=config.workers, resize=config.resize)
+        found = predict_split(
+            model,
+            val,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            timeout=config.loader_timeout,
+            resize=config.resize,
+        )
         result = evaluate_coco(val.records, found, val.class_names)
         return Validation(result.ap, result.as_dict())
 
@@ -210,7 +218,13 @@ class Run:
         if config.resume:
             phase.restore()
         self._write_config()
-        return phase.run()
+        best = phase.run()
+        if unreadable := len(self.train_set.unreadable):
+            self.warn(
+                f"{name}: {unreadable} of {len(self.train_set)} training images could not be decoded; their neighbours "
+                "took their places"
+            )
+        return best
 
     def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:
         """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""

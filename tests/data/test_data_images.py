@@ -305,19 +305,20 @@ def test_f08_memory_of_a_refused_bomb(tmp_path: Path) -> None:
     program = (
         "import resource, sys; from pathlib import Path\n"
         "from zoominnet.data.images import ImageError, decode_image\n"
+        "def peak(): return int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) // 1024\n"
+        "before = peak()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
         "for path in sys.argv[1:]:\n"
         "    try: decode_image(Path(path))\n"
         "    except ImageError as error: print(error.verdict)\n"
-        "status = Path('/proc/self/status').read_text()\n"  # ru_maxrss would count this process before the fork
-        "print(int(status.partition('VmHWM:')[2].split()[0]) // 1024)\n"
+        "print(peak() - before)\n"
     )
     jpeg = tmp_path / "bomb.jpg"
     jpeg.write_bytes(jpeg_bomb(tmp_path / "a.jpg"))
     done = subprocess.run([sys.executable, "-c", program, path, jpeg], capture_output=True, text=True, check=False)
-    verdict, verdict_too, peak_mib = done.stdout.splitlines()
+    verdict, verdict_too, growth_mib = done.stdout.splitlines()
     assert verdict == verdict_too == "image over the size limit", done.stderr
-    assert int(peak_mib) < 400  # most of it is torch itself
+    assert int(growth_mib) < 50  # importing torch alone takes 300 to 700 MiB, by its build
 
 
 def test_image_error_survives_a_worker_process(tmp_path: Path) -> None:

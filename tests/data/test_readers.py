@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from zoominnet import train
 from zoominnet.data import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split, find_splits, open_split
+from zoominnet.data import __main__ as data_command
 from zoominnet.data import coco as coco_format
 from zoominnet.data.annotations import BoxCollector, number_lines
 from zoominnet.data.records import DataReport
 from zoominnet.data.visdrone import _add_line
+from zoominnet.data.yolo import _add_line as _add_yolo_line
 
 WIDTH, HEIGHT = 100, 80
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -250,6 +253,113 @@ def test_f09_any_file_gives_valid_records_and_counts(content: bytes, size: tuple
     assert all(place.isprintable() for places in report.places.values() for place in places)
 
 
+_CLASS_OF_TWO = st.sampled_from(["0", "1"])
+_SHARE = st.one_of(st.floats(-0.5, 1.5).map(repr), st.floats(0, 0.2).map(repr), _NUMBER)
+_YOLO_LINE = st.one_of(
+    st.tuples(st.one_of(_CLASS_OF_TWO, _CLASS), _SHARE, _SHARE, _SHARE, _SHARE).map(" ".join),
+    st.lists(_NUMBER, max_size=8).map("\t".join),
+)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(lines=st.lists(_YOLO_LINE, max_size=70), size=st.tuples(st.integers(1, 9000), st.integers(1, 250)))
+def test_f09_any_yolo_file_gives_valid_records_and_counts(lines: list[str], size: tuple[int, int]) -> None:
+    """About 10,000 lines, as above."""
+    content = "\n".join(lines).encode("utf-8", "surrogatepass")
+    report = DataReport()
+    boxes = BoxCollector(*size, report)
+    for numbers, place in number_lines(content, Path("a.txt"), report, separator=None, columns=5):
+        _add_yolo_line(2, boxes, numbers, place)
+    record = boxes.record(Path("a.jpg"), 1)
+    assert_valid(record)
+    assert ((record.labels >= 0) & (record.labels < 2)).all()
+    blank = sum(not line.decode("utf-8", "replace").strip() for line in content.splitlines())
+    assert len(record.boxes) + report.dropped == len(content.splitlines()) - blank
+
+
+_JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(-3, 9),
+        st.floats(),
+        st.floats(-50, 150),
+        st.text(max_size=5),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+_SIDE = st.one_of(st.floats(-20, 120), st.integers(-20, 120), _JSON)
+_ANNOTATION = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "image_id": st.sampled_from([1, 2]),
+            "category_id": st.sampled_from([3, 4]),
+            "bbox": st.lists(_SIDE, min_size=4, max_size=4),
+        },
+        optional={"iscrowd": _JSON, "ignore": _JSON, "any_class": _JSON, "id": _JSON},
+    ),
+    st.fixed_dictionaries({}, optional={"image_id": _JSON, "category_id": _JSON, "bbox": _JSON}),
+    _JSON,
+)
+_ENTRY = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "id": st.one_of(st.integers(2, 5), _JSON),
+            "file_name": st.one_of(st.sampled_from(["b.jpg", "./a.jpg"]), _JSON),
+        },
+        optional={"width": _JSON, "height": _JSON},
+    ),
+    _JSON,
+)
+
+
+@settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(entries=st.lists(_ENTRY, max_size=4), annotations=st.lists(_ANNOTATION, max_size=80))
+def test_f09_any_coco_json_gives_valid_records_and_counts(
+    coco_images: Path, entries: list[Any], annotations: list[Any]
+) -> None:
+    """About 10,000 annotations. Each one is kept, or dropped and counted once; so is each image."""
+    entries = [{"id": 1, "file_name": "a.jpg"}, *entries]
+    path = coco_images / "instances_val.json"
+    document = {
+        "images": entries,
+        "annotations": annotations,
+        "categories": [{"id": 4, "name": "a"}, {"id": 3, "name": "b"}],
+    }
+    path.write_text(json.dumps(document))  # with NaN and Infinity, as Python's own writer leaves them
+    try:
+        split = open_split(path, "val")
+    except DataError as error:  # another entry took the id of the only usable image
+        if "no usable image" not in str(error) or "\n" in str(error):
+            raise
+        return
+    for record in split.records:
+        assert_valid(record)
+        assert ((record.labels >= 0) & (record.labels < 2)).all()
+    kept = sum(len(record.boxes) + len(record.ignored) for record in split.records)
+    assert kept + split.report.dropped <= len(annotations) + len(entries)
+    unused = {entry["id"] for entry in entries if isinstance(entry, dict) and type(entry.get("id")) is int}
+    unused -= {record.image_id for record in split.records}
+    lost_with_their_image = sum(
+        type(each.get("image_id")) is int and each["image_id"] in unused
+        for each in annotations
+        if isinstance(each, dict)
+    )
+    region_copies = sum(isinstance(each, dict) and bool(each.get("any_class")) for each in annotations)
+    total = kept + split.report.dropped + len(split.records)
+    assert len(annotations) + len(entries) - lost_with_their_image - region_copies <= total
+
+
+@pytest.fixture(scope="session")
+def coco_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    for name in "ab":
+        make_image(folder / "images" / f"{name}.jpg")
+    return folder
+
+
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(
     box=st.tuples(*[st.floats(-1e6, 1e6, allow_nan=False)] * 2, *[st.floats(-10, 1e6, allow_nan=False)] * 2),
@@ -267,6 +377,20 @@ def test_boxes_against_exact_arithmetic(box: tuple[float, float, float, float], 
         assert len(kept) == 0
     elif min(sides) > 1 + ulp:
         np.testing.assert_array_equal(kept, np.array([wanted], dtype=np.float32))
+
+
+def test_f09_strict_training_names_the_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "val"):
+        visdrone(tmp_path / "data" / name, {"a": "1,2,3,4,1,1,0,0\n1,2,3,0,1,1,0,0"})
+    options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
+    assert train.main([*options, "--strict"]) == 2
+    captured = capsys.readouterr()
+    place = tmp_path / "data" / "train" / "annotations" / "a.txt"
+    assert captured.err.startswith(
+        f"zoominnet.train: {place}:2: 1,2,3,0,1,1,0,0: side of zero or less: the first of 1 "
+    )
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 # VisDrone: folders and files
@@ -332,6 +456,33 @@ def test_f23_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) 
     assert [record.image_id for record in split.records] == [2]
     assert split.report.counts == {OUTSIDE: 1, "unreadable annotation file": 1}
     assert "root:x" not in str(split.report.places)
+
+
+def test_f15_a_named_pipe_holds_up_nobody(tmp_path: Path) -> None:
+    """Opening a pipe waits for a writer, for ever."""
+    folder = visdrone(tmp_path / "vd" / "train", {"a": None, "b": "1,2,3,4,1,1,0,0"})
+    os.mkfifo(folder / "annotations" / "a.txt")
+    split = open_split(tmp_path / "vd", "train")
+    assert split.report.counts == {"unreadable annotation file": 1}
+    yolo(tmp_path / "yolo", "val", {"a": "0 0.5 0.5 0.5 0.5", "b": "0 0.5 0.5 0.5 0.5"})
+    (tmp_path / "yolo" / "labels" / "val" / "b.txt").unlink()
+    os.mkfifo(tmp_path / "yolo" / "labels" / "val" / "b.txt")
+    split = open_split(tmp_path / "yolo", "val")
+    assert split.report.counts == {"unreadable annotation file": 1, "no class names": 1}
+
+
+def test_f08_the_limit_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0", "b": "1,2,3,4,1,1,0,0"})
+    make_image(folder / "images" / "a.jpg", 101, 100)
+    split = open_split(tmp_path, "train", max_pixels=10_000)
+    assert split.report.counts == {"image over the size limit": 1}
+    assert split.max_pixels == 10_000
+    assert [record.image_id for record in split.records] == [2]
+    assert data_command.main(["check", str(tmp_path), "--max-megapixels", "0.01", "--strict"]) == 1
+    assert "a.jpg: 101x100 px is over the limit of 0.01 megapixels" in capsys.readouterr().out
+    for wrong in (0, 178_000_001):
+        with pytest.raises(DataError, match=r"max-megapixels\): .* are not over 0 and at most 178"):
+            open_split(tmp_path, "train", max_pixels=wrong)
 
 
 def test_a_linked_data_folder_and_odd_names_work(tmp_path: Path) -> None:
@@ -522,6 +673,42 @@ def test_f09_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> No
     split = open_split(root, "val")
     assert [(record.image_id, len(record.boxes)) for record in split.records] == [(7, 1)]
     assert split.report.counts == {verdict: 1}
+
+
+def test_f07_a_name_too_long_for_a_file_drops_its_image_only(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    names = ["a.jpg", "x" * 300 + ".jpg", "sub/" * 2000 + "a.jpg"]
+    coco(tmp_path / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
+    split = open_split(tmp_path, "val")
+    assert [record.image_id for record in split.records] == [0]
+    assert split.report.dropped == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.jpg", "../secret.jpg", "/{}/secret.jpg", "link.jpg", "up/secret.jpg", "a/../../secret.jpg"]
+)
+def test_f23_a_coco_json_reads_nothing_outside(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "deep" / "data"
+    make_image(root / "images" / "a.jpg")
+    secret = make_image(tmp_path / "secret.jpg")
+    make_image(tmp_path / "deep" / "secret.jpg")
+    (root / "images" / "link.jpg").symlink_to(secret)
+    (root / "images" / "up").symlink_to(tmp_path)
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": name.format(tmp_path)}]
+    coco(root / "annotations" / "instances_val.json", images, [{"image_id": 2, "category_id": 5, "bbox": [1, 2, 3, 4]}])
+    split = open_split(root, "val")
+    assert [record.image_id for record in split.records] == [1]
+    assert split.report.counts == {OUTSIDE: 1}
+
+
+def test_f23_a_folder_of_images_that_leads_outside_is_refused(tmp_path: Path) -> None:
+    """A whole folder that is a link is as much an escape as one file; the message says where it leads."""
+    make_image(tmp_path / "elsewhere" / "a.jpg")
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "images").symlink_to(tmp_path / "elsewhere")
+    put(tmp_path / "data" / "train" / "annotations" / "a.txt", "1,2,3,4,1,1,0,0")
+    with pytest.raises(DataError, match=r"a\.jpg: leads to .*elsewhere/a\.jpg, outside .*put the file itself there"):
+        open_split(tmp_path / "data", "train")
 
 
 def test_f23_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
@@ -831,6 +1018,45 @@ def test_bad_data_yaml(tmp_path: Path, document: str | bytes, reason: str) -> No
         open_split(root, "train")
     assert str(caught.value).startswith((str(path), str(root / "labels" / "bare")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["../set", "{}/set", "../yaml/../set"])
+@pytest.mark.parametrize("layout", ["train: images/train", "train: images/train\nval: images/train", ""])
+def test_f23_only_a_data_yaml_given_itself_may_lead_elsewhere(tmp_path: Path, base: str, layout: str) -> None:
+    """As with other tools, its `path:` then names the data folder; but who gives a folder gets that folder."""
+    yolo(tmp_path / "set", "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    path = put(tmp_path / "yaml" / "data.yaml", f"path: {base.format(tmp_path)}\n{layout}\nnames: [drone]")
+    split = open_split(path, "train", strict=True)
+    assert split.class_names == ("drone",)
+    assert split.report.counts == {"data folder named by the data.yaml": 1}
+    with pytest.raises(DataError, match=r"lies outside .*: give the data\.yaml itself|no data set found") as caught:
+        open_split(tmp_path / "yaml", "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["../../outside/images/train", "{}/outside/images/train", "link/images/train"])
+@pytest.mark.parametrize("base", [".", "../set"])
+def test_f23_the_splits_of_a_data_yaml_stay_below_its_folder(tmp_path: Path, value: str, base: str) -> None:
+    yolo(tmp_path / "outside", "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    for name in ("yaml", "set"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(tmp_path / "outside")
+    document = f"path: {base}\ntrain: {value.format(tmp_path)}\nnames: [drone]"
+    path = put(tmp_path / "yaml" / "data.yaml", document)
+    for where in (path, path.parent):
+        with pytest.raises(DataError, match=r"data\.yaml: .*(outside|no folder)"):
+            open_split(where, "train")
+
+
+def test_f23_yolo_labels_that_lead_outside_are_not_read(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", "train", {"a": "1 0.5 0.5 0.1 0.1", "b": "0 0.5 0.5 0.1 0.1"})
+    outside = put(tmp_path / "secret.txt", "77 0.5 0.5 0.1 0.1")
+    (root / "labels" / "train" / "b.txt").unlink()
+    (root / "labels" / "train" / "b.txt").symlink_to(outside)
+    split = open_split(root, "train")
+    assert [record.image_id for record in split.records] == [1]
+    assert len(split.class_names) == 2  # not 78
+    assert split.report.counts == {OUTSIDE: 1, "no class names": 1}
 
 
 # several formats of the same images

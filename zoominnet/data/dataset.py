@@ -6,14 +6,17 @@ import logging
 import os
 import re
 import signal
+import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from multiprocessing import active_children
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from zoominnet.data.images import ImageError, decode_image
 from zoominnet.data.plan import AUGMENTATION, Key, keyed_rng
@@ -224,10 +227,11 @@ def make_loader(
     workers: int = 0,
     timeout: float = 300.0,
 ) -> DataLoader[Sample]:
-    """A stock DataLoader that yields one `Batch` for each list of keys in `batches`.
+    """A DataLoader that yields one `Batch` for each list of keys in `batches`.
 
     The samples do not depend on the number of workers, and neither the order nor PyTorch's global random state is
-    touched.
+    touched. A worker that dies or hangs ends the iteration with a `LoaderError`, or, when PyTorch notices the death
+    while the batch is in use, with a RuntimeError that `loader_failure` explains.
 
     Args:
         batches: `BatchPlan.epoch_batches(...)` in training, `shard_batches(...)` in evaluation.
@@ -240,7 +244,7 @@ def make_loader(
         )
     dataset.reading = torch.tensor([[0, _NOTHING]] * workers, dtype=torch.int64).reshape(-1, 2).share_memory_()
     _loaded.add(dataset)
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -252,20 +256,52 @@ def make_loader(
     )
 
 
-def loader_failure(error: RuntimeError) -> LoaderError | None:
+class _Loader(DataLoader[Sample]):
+    """A DataLoader whose errors name files, and whose workers end with the iteration, however it ends."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        try:
+            while True:
+                try:
+                    batch = next(batches, None)
+                except UserError:
+                    raise
+                except (RuntimeError, OSError, EOFError) as error:
+                    # a worker that dies while it hands over a batch shows as a broken connection, not as its death
+                    raise loader_failure(error, within_loader=True) or error from error
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            # Else they live for as long as somebody keeps a traceback, and PyTorch raises wherever this process stands
+            # when one of them dies.
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
+
+
+def loader_failure(error: Exception, *, within_loader: bool = False) -> LoaderError | None:
     """What PyTorch's loader says of a worker that died or hangs, with the files that were being read.
 
-    The loader raises wherever the main process stands when a worker dies, so this is for who reports errors.
+    When a worker dies the loader raises wherever the main process stands, so this is also for who reports errors.
+
+    Args:
+        error: a RuntimeError, or any error raised by a loader itself.
+        within_loader: it was raised by a loader itself.
 
     Returns:
         None where `error` does not come from a loader's workers.
     """
     text = " ".join(str(error).split()).partition(" Details are lost")[0]
     timed_out = text.startswith("DataLoader timed out after")
-    if not timed_out and not text.startswith("DataLoader worker"):
+    dead: set[int] = set()
+    if within_loader and isinstance(error, OSError | EOFError):
+        dead = _dead_workers()
+        text = f"DataLoader worker (pid {', '.join(map(str, sorted(dead)))}) died" if dead else text
+    elif named := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text):
+        dead = {int(number) for number in named[1].split(",")}
+    if not timed_out and not dead:
         return None
-    named = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
-    dead = {int(number) for number in re.findall(r"\d+", named[1])} if named else set()
     files = [
         dataset.name_of(index)
         for dataset in _loaded
@@ -278,6 +314,17 @@ def loader_failure(error: RuntimeError) -> LoaderError | None:
     else:
         remedy = "if memory ran out, give fewer --workers; --workers 0 shows more"
     return LoaderError(f"{text.rstrip('. ')}{where}: {remedy}")
+
+
+def _dead_workers() -> set[int]:
+    """The process ids of workers that ended in the middle of a sample; waits a little, for a death takes time to show."""
+    for _ in range(50):
+        alive = {process.pid for process in active_children()}
+        reading = {pid for dataset in _loaded for pid, index in dataset.reading.tolist() if index != _NOTHING}
+        if dead := reading - alive:
+            return dead
+        time.sleep(0.02)
+    return set()
 
 
 def _start_worker(worker_id: int) -> None:

@@ -1,0 +1,85 @@
+"""Long runs: nothing grows."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from zoominnet import train
+from zoominnet.engine.trainer import Phase
+
+OPTIONS = [
+    *("--profile", "demo", "--synthetic-images", "8", "2", "--image-size", "64", "--batch-size", "1"),
+    *("--student", "snet", "--channels", "8", "--warmup-steps", "0", "--log-every", "10", "--no-check-teacher"),
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A teacher of one step."""
+    out = tmp_path_factory.mktemp("teacher")
+    assert train.main([*OPTIONS, "--max-steps", "1", "--teacher-epochs", "1", "--workers", "0", "--out", str(out)]) == 0
+    return str(out / "teacher")
+
+
+def watch_steps(monkeypatch: pytest.MonkeyPatch, measure: Callable[[], object]) -> list[object]:
+    """What `measure` gave before each training step."""
+    seen: list[object] = []
+    step = Phase._train_step
+
+    def watched(self: Phase, batch, log: bool):  # type: ignore[no-untyped-def]
+        seen.append(measure())
+        return step(self, batch, log)
+
+    monkeypatch.setattr(Phase, "_train_step", watched)
+    return seen
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_f25_steps_leave_no_tensor_and_no_file_behind(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts, which no other process on the machine can disturb, unlike the memory that `make soak` looks at."""
+
+    def count() -> tuple[int, int]:
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()), open_files()
+
+    seen = watch_steps(monkeypatch, count)
+    options = ["--teacher", teacher, "--epochs", "8", "--workers", "1", "--checkpoint-every", "5"]
+    assert train.main([*OPTIONS, *options, "--out", str(tmp_path / "run")]) == 0
+    assert len(seen) == 64
+    # The same place of each epoch is compared; the first epochs build what is kept.
+    for place in range(8):
+        later = [seen[epoch * 8 + place] for epoch in range(2, 8)]
+        assert len(set(later)) == 1, f"step {place} of the epochs: tensors and open files {later}"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_f25_two_thousand_steps(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Resident memory rises by less than 1 MB in 100 steps after the warm-up, and open files not at all."""
+    process = psutil.Process()
+    seen = watch_steps(monkeypatch, lambda: (process.memory_info().rss / 2**20, open_files()))
+    # epochs of 100 steps, so that loaders, validations and checkpoints come and go as well
+    options = ["--teacher", teacher, "--synthetic-images", "100", "2", "--epochs", "20", "--workers", str(workers)]
+    assert train.main([*OPTIONS, *options, "--checkpoint-every", "50", "--out", str(tmp_path / "run")]) == 0
+    memory, files = np.array(seen[500:]).T
+    assert len(memory) == 1500
+    slope = np.polyfit(np.arange(len(memory)) / 100, memory, 1)[0]
+    print(
+        f"workers {workers}: {slope:.3f} MiB per 100 steps, {memory[0]:.0f} to {memory[-1]:.0f} MiB, {files.max():g} files"
+    )
+    assert slope < 1
+    assert files.max() == files[0]

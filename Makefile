@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The C++ library takes seconds to build, the CUDA library minutes: make setup ZOOMINNET_BUILD=cuda where it is wanted.
 export ZOOMINNET_BUILD ?= cpu
 
-.PHONY: setup demo test lint lock gpu-check clean
+.PHONY: setup demo test soak lint lock gpu-check clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

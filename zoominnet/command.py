@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
-from zoominnet.data import DataError, Split, SyntheticScenes, open_split
+from zoominnet.data import MAX_PIXELS, DataError, Split, SyntheticScenes, loader_failure, open_split
 from zoominnet.errors import UserError
 from zoominnet.kernels import BackendUnavailableError
 
@@ -50,6 +50,12 @@ def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
         else:
             print(f"{name}: {one_line(error)}", file=sys.stderr)
         return EXIT_IO_ERROR if isinstance(error, OSError) else getattr(error, "exit_status", EXIT_USER_ERROR)
+    except RuntimeError as error:
+        failure = loader_failure(error)
+        if failure is None or debug:
+            raise
+        print(f"{name}: {failure}", file=sys.stderr)
+        return failure.exit_status
     return 0
 
 
@@ -81,7 +87,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def open_data(
-    data: str, split: str, *, format: str, strict: bool, scenes: int, scene_size: int, seed: int, console: Console
+    data: str,
+    split: str,
+    *,
+    format: str,
+    strict: bool,
+    scenes: int,
+    scene_size: int,
+    seed: int,
+    console: Console,
+    max_pixels: int = MAX_PIXELS,
 ) -> Split:
     """The split that --data and its companions name; prints its counts and what was dropped.
 
@@ -92,6 +107,7 @@ def open_data(
         strict: refuse instead of dropping.
         scenes, scene_size, seed: number, side (px) and seed of synthetic scenes.
         console: for the report.
+        max_pixels: larger images are left out.
 
     Raises:
         DataError: not usable.
@@ -99,7 +115,9 @@ def open_data(
     if data == "synthetic":
         opened = SyntheticScenes(scenes, size=scene_size, seed=seed, split=split).split()
     else:
-        opened = open_split(data, split, strict=strict, format=None if format == "auto" else format)
+        opened = open_split(
+            data, split, strict=strict, format=None if format == "auto" else format, max_pixels=max_pixels
+        )
     boxes = sum(len(record.boxes) for record in opened.records)
     regions = sum(len(record.ignored) for record in opened.records)
     console.print(

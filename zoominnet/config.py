@@ -37,6 +37,8 @@ class TrainConfig:
     """Name of the split to validate on."""
     strict: bool = False
     """Refuse data with any unusable image or annotation, instead of dropping it with a counted report."""
+    max_megapixels: float = 100.0
+    """Leave out images of more megapixels, before they are decoded; at most 178."""
     synthetic_images: tuple[int, int] = (1000, 100)
     """Scenes to draw for training and validation with --data synthetic."""
     resize: Literal["squash", "letterbox"] = "squash"
@@ -128,6 +130,8 @@ class TrainConfig:
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
     workers: int = 2
     """Processes that read images; 0 reads in the training process."""
+    loader_timeout: float = 300.0
+    """Seconds to wait for the next images of the --workers before the run stops with an error."""
     fused_kernels: bool = False
     """Use the fast kernels (native or triton) and stop if one cannot run here; else the plain PyTorch reference."""
     verify_kernels: int = 0
@@ -203,7 +207,7 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
-        for name in ("lr", "distill_divisor", "decay_factor"):
+        for name in ("lr", "distill_divisor", "decay_factor", "loader_timeout", "max_megapixels"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
         if not 0 <= self.momentum < 1:

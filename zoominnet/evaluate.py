@@ -46,6 +46,8 @@ class EvaluateConfig:
     """Name of the split."""
     strict: bool = False
     """Refuse data with any unusable image or annotation."""
+    max_megapixels: float = 100.0
+    """Leave out images of more megapixels, before they are decoded; at most 178."""
     synthetic_images: int = 100
     """Scenes to draw with --data synthetic."""
     seed: int = 0
@@ -65,6 +67,8 @@ class EvaluateConfig:
     """Images at a time."""
     workers: int = 2
     """Processes that read images."""
+    loader_timeout: float = 300.0
+    """Seconds to wait for the next images of the --workers before stopping with an error."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     latency_repeats: int = 20
@@ -95,6 +99,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         scene_size=model.image_size * (1 if model.name == "teacher" else 2),
         seed=config.seed,
         console=console,
+        max_pixels=round(config.max_megapixels * 1e6),
     )
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
     cost = cost_of(model)
@@ -140,6 +145,7 @@ def scores_of(
             split,
             batch_size=config.batch_size,
             workers=config.workers,
+            timeout=config.loader_timeout,
             resize=config.resize,
             input_path=path,
             progress=lambda done: progress.update(task, completed=done),
@@ -166,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = make_console()
 
     def job() -> None:
+        if not config.loader_timeout > 0:
+            raise UserError(f"--loader-timeout: {config.loader_timeout} is not positive")
         if config.json is not None and config.json.exists():
             raise UserError(f"--json {config.json}: exists already; name another file")
         result = evaluate(config, console)

@@ -19,12 +19,14 @@ RESUME_MAY_CHANGE = {
     "resume",
     "debug",
     "workers",
+    "loader_timeout",
     "out",
     "keep_checkpoints",
     "checkpoint_every",
     "device",
     "verify_kernels",
 }
+
 """Options that do not change what a run computes."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from zoominnet.data.dataset import Batch, DetectionDataset, collate, make_loader
+from zoominnet.data.dataset import Batch, DetectionDataset, LoaderError, collate, make_loader
 from zoominnet.data.plan import BatchPlan, shard_batches
 from zoominnet.data.records import DataError, DataReport, ImageRecord, Split
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, flip_boxes, resize_image, student_images
@@ -29,6 +30,7 @@ def boxes_of(*rows: tuple[float, float, float, float]) -> np.ndarray:
 
 def make_split(folder: Path, count: int = 6, width: int = 40, height: int = 20) -> Split:
     """`count` noise images as PNG with two boxes each, the last without objects."""
+    folder.mkdir(exist_ok=True)
     records = []
     for index in range(count):
         pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -271,7 +273,9 @@ class TestUnreadable:
             assert path is not None
             path.write_bytes(path.read_bytes()[:60])
 
-    def test_the_next_readable_image_takes_its_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_f07_the_next_readable_image_takes_its_place(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         split = make_split(tmp_path)
         self.damage(split, 1, 2, 5)
         dataset = dataset_of(split)
@@ -285,41 +289,81 @@ class TestUnreadable:
         ]
         assert torch.equal(dataset[1].image, dataset[3].image)
 
-    def test_a_replacement_is_flipped_as_itself(self, tmp_path: Path) -> None:
+    def test_f07_a_replacement_is_flipped_as_itself(self, tmp_path: Path) -> None:
         split = make_split(tmp_path)
         self.damage(split, 2)
         dataset = dataset_of(split, flip=True)
         for epoch in range(8):
             assert torch.equal(dataset[epoch, 2].image, dataset[epoch, 3].image)
 
-    def test_strict_names_the_file(self, tmp_path: Path) -> None:
+    def test_f07_strict_names_the_file(self, tmp_path: Path) -> None:
         split = make_split(tmp_path)
         self.damage(split, 1)
         with pytest.raises(DataError, match=r"1\.png"):
             dataset_of(split, strict=True)[1]
 
-    def test_none_left(self, tmp_path: Path) -> None:
+    def test_f07_none_left(self, tmp_path: Path) -> None:
         split = make_split(tmp_path, count=2)
         self.damage(split, 0, 1)
-        with pytest.raises(DataError, match="none of its 2 images can be decoded"):
+        with pytest.raises(DataError, match=r"2 images in a row of its 2 cannot be decoded, the last .*0\.png"):
             dataset_of(split)[1]
 
-    def test_an_image_of_another_size_is_not_used(self, tmp_path: Path) -> None:
+    def test_f07_a_folder_that_has_gone_ends_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a limit a lost disk would be tried once an image, of which there may be a million."""
+        monkeypatch.setattr("zoominnet.data.dataset.MAX_UNREADABLE_IN_A_ROW", 3)
+        split = make_split(tmp_path / "images", count=8)
+        dataset = dataset_of(split)
+        self.damage(split, 2, 3)
+        assert dataset[2].target["index"] == 4
+        (tmp_path / "images").rename(tmp_path / "elsewhere")
+        with pytest.raises(
+            DataError, match=r"3 images in a row of its 8 .*the last .*7\.png: is the data folder still"
+        ):
+            dataset[5]
+        assert dataset.unreadable == [2, 3, 5, 6, 7]
+
+    def test_f07_never_a_black_image(self, tmp_path: Path) -> None:
+        """Whatever is wrong with a file: what comes is the next image, pixel for pixel."""
+        split = make_split(tmp_path, count=8)
+        whole = dataset_of(split)[7].image
+        paths = [Path(str(record.path)) for record in split.records]
+        paths[0].unlink()
+        paths[1].write_bytes(b"")
+        paths[2].write_bytes(b"text")
+        paths[3].write_bytes(paths[3].read_bytes()[:-40])
+        paths[4].unlink()
+        paths[4].mkdir()
+        paths[5].unlink()
+        os.mkfifo(paths[5])
+        Image.new("RGB", (9, 9)).save(paths[6])
+        dataset = dataset_of(split)
+        for index in range(8):
+            assert torch.equal(dataset[index].image, whole)
+        assert dataset.unreadable == list(range(7))
+
+    def test_f08_the_limit_of_the_split_holds_while_training(self, tmp_path: Path) -> None:
+        split = replace(make_split(tmp_path), max_pixels=40 * 20 - 1)
+        with pytest.raises(DataError, match="40x20 px is over the limit"):
+            dataset_of(split, strict=True)[0]
+
+    def test_f07_an_image_of_another_size_is_not_used(self, tmp_path: Path) -> None:
         split = make_split(tmp_path)
         Image.new("RGB", (41, 20)).save(str(split.records[0].path))
         with pytest.raises(DataError, match="is 41x20 px now, was 40x20"):
             dataset_of(split, strict=True)[0]
         assert dataset_of(split)[0].target["index"] == 1
 
-    def test_errors_say_which_sample(self, tmp_path: Path) -> None:
+    def test_f15_errors_say_which_sample(self, tmp_path: Path) -> None:
         split = replace(make_split(tmp_path), records=[ImageRecord(None, image_id=4, width=8, height=8)])
 
         def fail(record: ImageRecord) -> Tensor:
-            raise RuntimeError("broken")
+            raise RuntimeError("broken\nover lines")
 
-        with pytest.raises(RuntimeError, match="broken") as caught:
+        with pytest.raises(LoaderError) as caught:
             dataset_of(replace(split, render=fail))[2, 0]
-        assert caught.value.__notes__ == ["in epoch 2, sample 0 of split 'train'"]
+        expected = "image 4 of split 'train' (epoch 2): cannot be loaded: RuntimeError: broken over lines"
+        assert str(caught.value) == expected
+        assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 class TestLoader:
@@ -357,7 +401,7 @@ class TestLoader:
         assert [len(batch.targets) for batch in batches] == [4, 2]
         assert [target["index"] for batch in batches for target in batch.targets] == list(range(6))
 
-    def test_a_hang_would_be_noticed(self, tmp_path: Path) -> None:
+    def test_f15_a_hang_would_be_noticed(self, tmp_path: Path) -> None:
         dataset = dataset_of(make_split(tmp_path))
         assert make_loader(dataset, shard_batches(6, 2), workers=1).timeout == 300
         assert make_loader(dataset, shard_batches(6, 2)).timeout == 0

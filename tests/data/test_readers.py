@@ -2,21 +2,26 @@ import hashlib
 import json
 import math
 import os
+import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from zoominnet import train
 from zoominnet.data import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split, find_splits, open_split
+from zoominnet.data import __main__ as data_command
 from zoominnet.data import coco as coco_format
 from zoominnet.data.annotations import BoxCollector, number_lines
 from zoominnet.data.records import DataReport
 from zoominnet.data.visdrone import _add_line
+from zoominnet.data.yolo import _add_line as _add_yolo_line
 
 WIDTH, HEIGHT = 100, 80
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -100,7 +105,7 @@ def assert_valid(record: ImageRecord) -> None:
         "10,20,30,40,0.9,4,1,2",
     ],
 )
-def test_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
+def test_f09_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
     split = read_line(tmp_path, line)
     record = split.records[0]
     np.testing.assert_array_equal(record.boxes, [[10, 20, 40, 60]])
@@ -121,7 +126,7 @@ def test_accepted_lines(tmp_path: Path, line: str | bytes) -> None:
         ("10,20,30,40,0,10,0,0", 9),
     ],
 )
-def test_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
+def test_f09_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
     split = read_line(tmp_path, line)
     record = split.records[0]
     assert len(record.boxes) == 0
@@ -166,7 +171,7 @@ def test_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
         ("10,20,0.99,40,1,4,0,0", "side under 1 px"),
     ],
 )
-def test_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | bytes, verdict: str) -> None:
+def test_f09_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | bytes, verdict: str) -> None:
     raw = line.encode() if isinstance(line, str) else line
     split = read_line(tmp_path, b"1,2,3,4,1,1,0,0\n\n" + raw + b"\n5,6,7,8,1,2,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[1, 2, 4, 6], [5, 6, 12, 14]])
@@ -179,7 +184,7 @@ def test_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: str | 
         open_split(tmp_path, "train", strict=True)
 
 
-def test_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
+def test_f09_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
     split = read_line(tmp_path, "-5,-5,20,20,1,4,0,0\n90,70,20,20,0,0,0,0\n0,0,100,80,1,1,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[0, 0, 15, 15], [0, 0, 100, 80]])
     np.testing.assert_array_equal(split.records[0].ignored, [[90, 70, 100, 80]])
@@ -189,12 +194,12 @@ def test_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
     assert split.report.lines(1)[0] == "note: 2 x clipped to the image"
 
 
-def test_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
+def test_f09_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
     split = read_line(tmp_path, "99,79,1,1,1,1,0,0\n0,0,1,1,1,1,0,0\n-9,3,10,5,1,1,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[99, 79, 100, 80], [0, 0, 1, 1], [0, 3, 1, 8]])
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_f09_duplicates(tmp_path: Path) -> None:
     same = "10,20,30,40,1,4,0,0"
     others = ["10,20,30,40,1,5,0,0", "10,20,30,40,0,4,0,0", "10,20,30,41,1,4,0,0"]
     split = read_line(tmp_path, "\n".join([same, *others, same, "10,20,30,40.0,1,4,1,1"]))
@@ -232,10 +237,10 @@ _FILE = st.tuples(
 ).map(lambda parts: parts[0] + parts[2].join(parts[1]))
 
 
-@settings(max_examples=500, derandomize=True, deadline=None)
+@settings(max_examples=150, derandomize=True, deadline=None)
 @given(content=_FILE, size=st.tuples(st.integers(1, 250), st.integers(1, 250)))
-def test_any_file_gives_valid_records_and_counts(content: bytes, size: tuple[int, int]) -> None:
-    """About 10,000 lines. Each one that is not blank is kept, or dropped and counted once."""
+def test_f09_any_file_gives_valid_records_and_counts(content: bytes, size: tuple[int, int]) -> None:
+    """Each line that is not blank is kept, or dropped and counted once."""
     report = DataReport()
     boxes = BoxCollector(*size, report)
     for numbers, place in number_lines(content, Path("a.txt"), report, separator=",", columns=8):
@@ -248,6 +253,245 @@ def test_any_file_gives_valid_records_and_counts(content: bytes, size: tuple[int
     blank = sum(not line.decode("utf-8", "replace").strip() for line in lines)
     assert len(record.boxes) + len(record.ignored) + report.dropped == len(lines) - blank
     assert all(place.isprintable() for places in report.places.values() for place in places)
+
+
+_CLASS_OF_TWO = st.sampled_from(["0", "1"])
+_SHARE = st.one_of(st.floats(-0.5, 1.5).map(repr), st.floats(0, 0.2).map(repr), _NUMBER)
+_YOLO_LINE = st.one_of(
+    st.tuples(st.one_of(_CLASS_OF_TWO, _CLASS), _SHARE, _SHARE, _SHARE, _SHARE).map(" ".join),
+    st.lists(_NUMBER, max_size=8).map("\t".join),
+)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(lines=st.lists(_YOLO_LINE, max_size=40), size=st.tuples(st.integers(1, 9000), st.integers(1, 250)))
+def test_f09_any_yolo_file_gives_valid_records_and_counts(lines: list[str], size: tuple[int, int]) -> None:
+    content = "\n".join(lines).encode("utf-8", "surrogatepass")
+    report = DataReport()
+    boxes = BoxCollector(*size, report)
+    for numbers, place in number_lines(content, Path("a.txt"), report, separator=None, columns=5):
+        _add_yolo_line(2, boxes, numbers, place)
+    record = boxes.record(Path("a.jpg"), 1)
+    assert_valid(record)
+    assert ((record.labels >= 0) & (record.labels < 2)).all()
+    blank = sum(not line.decode("utf-8", "replace").strip() for line in content.splitlines())
+    assert len(record.boxes) + report.dropped == len(content.splitlines()) - blank
+
+
+_JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(-3, 9),
+        st.floats(),
+        st.floats(-50, 150),
+        st.text(max_size=5),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+_SIDE = st.one_of(st.floats(-20, 120), st.integers(-20, 120), _JSON)
+_ANNOTATION = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "image_id": st.sampled_from([1, 2]),
+            "category_id": st.sampled_from([3, 4]),
+            "bbox": st.lists(_SIDE, min_size=4, max_size=4),
+        },
+        optional={"iscrowd": _JSON, "ignore": _JSON, "any_class": _JSON, "id": _JSON},
+    ),
+    st.fixed_dictionaries({}, optional={"image_id": _JSON, "category_id": _JSON, "bbox": _JSON}),
+    _JSON,
+)
+_ENTRY = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "id": st.one_of(st.integers(2, 5), _JSON),
+            "file_name": st.one_of(st.sampled_from(["b.jpg", "./a.jpg"]), _JSON),
+        },
+        optional={"width": _JSON, "height": _JSON},
+    ),
+    _JSON,
+)
+
+
+@settings(max_examples=120, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(entries=st.lists(_ENTRY, max_size=4), annotations=st.lists(_ANNOTATION, max_size=20))
+def test_f09_any_coco_json_gives_valid_records_and_counts(
+    coco_images: Path, entries: list[Any], annotations: list[Any]
+) -> None:
+    """Each annotation is kept, or dropped and counted once; so is each image."""
+    entries = [{"id": 1, "file_name": "a.jpg"}, *entries]
+    path = coco_images / "instances_val.json"
+    document = {
+        "images": entries,
+        "annotations": annotations,
+        "categories": [{"id": 4, "name": "a"}, {"id": 3, "name": "b"}],
+    }
+    path.write_text(json.dumps(document))  # with NaN and Infinity, as Python's own writer leaves them
+    try:
+        split = open_split(path, "val")
+    except DataError as error:  # another entry took the id of the only usable image
+        if "no usable image" not in str(error) or "\n" in str(error):
+            raise
+        return
+    for record in split.records:
+        assert_valid(record)
+        assert ((record.labels >= 0) & (record.labels < 2)).all()
+    kept = sum(len(record.boxes) + len(record.ignored) for record in split.records)
+    assert kept + split.report.dropped <= len(annotations) + len(entries)
+    unused = {entry["id"] for entry in entries if isinstance(entry, dict) and type(entry.get("id")) is int}
+    unused -= {record.image_id for record in split.records}
+    lost_with_their_image = sum(
+        type(each.get("image_id")) is int and each["image_id"] in unused
+        for each in annotations
+        if isinstance(each, dict)
+    )
+    region_copies = sum(isinstance(each, dict) and bool(each.get("any_class")) for each in annotations)
+    total = kept + split.report.dropped + len(split.records)
+    assert len(annotations) + len(entries) - lost_with_their_image - region_copies <= total
+
+
+def _random_number(rng: random.Random, low: float, high: float) -> str:
+    kind = rng.random()
+    if kind < 0.93:
+        return repr(round(rng.uniform(low, high), rng.choice((0, 1, 6) if high > 2 else (2, 6))))
+    odd = (
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "1e308",
+        "-1e308",
+        "5e-324",
+        "0",
+        "-0.0",
+        "",
+        " ",
+        "1_0",
+        "0x1f",
+        "é",
+        "\u0661",
+    )
+    return rng.choice(odd) if kind < 0.98 else "".join(chr(rng.randrange(32, 0x500)) for _ in range(rng.randrange(4)))
+
+
+def _random_line(rng: random.Random, separator: str, columns: int, size: tuple[int, int]) -> bytes:
+    if rng.random() < 0.03:
+        return rng.randbytes(rng.randrange(1, 30)).translate(None, b"\r\n\x0b\x0c\x1c\x1d\x1e\x85")
+    width, height = size if separator == "," else (1, 1)
+    sides = ((-0.1, 1.1, width), (-0.1, 1.1, height), (-0.02, 0.3, width), (-0.02, 0.3, height))
+    box = [_random_number(rng, low * side, high * side) for low, high, side in sides]
+    category = str(rng.randrange(-1, 13)) if rng.random() < 0.95 else _random_number(rng, -2, 13)
+    fields = [*box, rng.choice("011"), category, "0", "0"] if separator == "," else [category, *box]
+    if rng.random() < 0.05:
+        fields = fields[: rng.randrange(columns + 1)] + fields[: rng.randrange(3)]
+    return (separator.join(fields) + rng.choice(["", "", " ", ","])).encode()
+
+
+@pytest.mark.parametrize("format", ["visdrone", "yolo"])
+def test_f09_ten_thousand_lines(format: str) -> None:
+    """A seeded grammar of right and wrong lines, more of them than hypothesis has time for."""
+    separator, columns = (",", 8) if format == "visdrone" else (" ", 5)
+    add_line = _add_line if format == "visdrone" else partial(_add_yolo_line, 10)
+    rng = random.Random(7)
+    report, kept, not_blank = DataReport(), 0, 0
+    for _ in range(100):
+        size = (rng.randrange(1, 2000), rng.randrange(1, 2000))
+        lines = [_random_line(rng, separator, columns, size) for _ in range(99)]
+        lines.append(rng.choice(lines))
+        boxes = BoxCollector(*size, report)
+        content = rng.choice([b"\n", b"\r\n", b"\r"]).join(lines)
+        wanted = None if format == "yolo" else ","
+        for numbers, place in number_lines(content, Path("a.txt"), report, separator=wanted, columns=columns):
+            add_line(boxes, numbers, place)
+        record = boxes.record(Path("a.jpg"), 1)
+        assert_valid(record)
+        assert ((record.labels >= 0) & (record.labels < 10)).all()
+        kept += len(record.boxes) + len(record.ignored)
+        not_blank += sum(bool(line.decode("utf-8", "replace").strip()) for line in lines)
+    assert kept + report.dropped == not_blank
+    assert 9_500 < not_blank <= 10_000
+    assert kept > 3_000
+    # every verdict was given, and often enough
+    for verdict in (
+        "not UTF-8",
+        f"not {columns} fields",
+        "not a finite number",
+        "unknown class",
+        "side of zero or less",
+        "outside the image",
+        "side under 1 px",
+        "duplicate",
+        "clipped to the image",
+    ):
+        assert report.counts[verdict] > 10, verdict
+
+
+def test_f09_ten_thousand_coco_annotations(coco_images: Path) -> None:
+    rng = random.Random(8)
+
+    def odd() -> Any:
+        return rng.choice(
+            [None, True, "7", [], {}, math.nan, math.inf, -math.inf, 1e308, 10**400, -1, 0, 2**63, "é\ud800"]
+        )
+
+    def annotation() -> Any:
+        box: Any = [rng.uniform(-10, 110), rng.uniform(-10, 90), rng.uniform(-2, 40), rng.uniform(-2, 40)]
+        made: dict[str, Any] = {"image_id": rng.choice([1, 2]), "category_id": rng.choice([3, 4]), "bbox": box}
+        kind = rng.random()
+        if kind < 0.06:
+            box[rng.randrange(4)] = odd()
+        elif kind < 0.12:
+            made[rng.choice(list(made))] = odd()
+        elif kind < 0.16:
+            made["bbox"] = box[: rng.randrange(4)] + box[: rng.randrange(3)]
+        elif kind < 0.2:
+            del made[rng.choice(list(made))]
+        elif kind < 0.22:
+            return odd()
+        elif kind < 0.3:
+            made[rng.choice(["iscrowd", "ignore"])] = rng.choice([0, 1, True, "1", None, [0]])
+        return made
+
+    annotations = [annotation() for _ in range(9_950)]
+    annotations += annotations[:50]
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    path = coco(
+        coco_images / "instances_many.json",
+        images,
+        annotations,
+        categories=[{"id": 3, "name": "b"}, {"id": 4, "name": "a"}],
+    )
+    split = open_split(path, "many")
+    kept = sum(len(record.boxes) + len(record.ignored) for record in split.records)
+    assert kept + split.report.dropped == 10_000
+    assert kept > 4_000
+    for record in split.records:
+        assert_valid(record)
+        assert ((record.labels >= 0) & (record.labels < 2)).all()
+        assert len(record.ignored) > 100
+    for verdict in (
+        "malformed annotation",
+        "not a finite number",
+        "unknown class",
+        "annotation of an unknown image",
+        "side of zero or less",
+        "outside the image",
+        "side under 1 px",
+        "duplicate",
+        "clipped to the image",
+    ):
+        assert split.report.counts[verdict] > 10, verdict
+
+
+@pytest.fixture(scope="session")
+def coco_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    for name in "ab":
+        make_image(folder / "images" / f"{name}.jpg")
+    return folder
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)
@@ -269,10 +513,24 @@ def test_boxes_against_exact_arithmetic(box: tuple[float, float, float, float], 
         np.testing.assert_array_equal(kept, np.array([wanted], dtype=np.float32))
 
 
+def test_f09_strict_training_names_the_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "val"):
+        visdrone(tmp_path / "data" / name, {"a": "1,2,3,4,1,1,0,0\n1,2,3,0,1,1,0,0"})
+    options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
+    assert train.main([*options, "--strict"]) == 2
+    captured = capsys.readouterr()
+    place = tmp_path / "data" / "train" / "annotations" / "a.txt"
+    assert captured.err.startswith(
+        f"zoominnet.train: {place}:2: 1,2,3,0,1,1,0,0: side of zero or less: the first of 1 "
+    )
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 # VisDrone: folders and files
 
 
-def test_missing_and_empty_files_are_images_without_objects(tmp_path: Path) -> None:
+def test_f09_missing_and_empty_files_are_images_without_objects(tmp_path: Path) -> None:
     visdrone(tmp_path / "train", {"a": None, "b": "1,2,3,4,1,1,0,0", "c": b"\xef\xbb\xbf\r\n", "d": ""})
     split = open_split(tmp_path, "train", strict=True)
     assert [len(record.boxes) for record in split.records] == [0, 1, 0, 0]
@@ -298,7 +556,7 @@ def test_annotations_of_other_images_are_refused(tmp_path: Path) -> None:
         open_split(tmp_path, "train")
 
 
-def test_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
+def test_f07_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
     names = ["a", "b", "c", "d", "e", "f"]
     folder = visdrone(tmp_path / "val", dict.fromkeys(names, "1,2,3,4,1,1,0,0"))
     before = {record.path.name: record.image_id for record in open_split(tmp_path, "val").records if record.path}
@@ -324,7 +582,7 @@ def test_unusable_images_are_dropped_and_ids_stay(tmp_path: Path) -> None:
         open_split(tmp_path, "val", strict=True)
 
 
-def test_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) -> None:
+def test_f23_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) -> None:
     folder = visdrone(tmp_path / "data" / "train", {"a": None, "b": "1,2,3,4,1,1,0,0", "c": None})
     (folder / "annotations" / "a.txt").symlink_to(put(tmp_path / "secret.txt", "root:x:0:0"))
     (folder / "annotations" / "c.txt").symlink_to(folder / "annotations" / "gone.txt")
@@ -332,6 +590,33 @@ def test_annotation_file_that_leads_outside_drops_its_image(tmp_path: Path) -> N
     assert [record.image_id for record in split.records] == [2]
     assert split.report.counts == {OUTSIDE: 1, "unreadable annotation file": 1}
     assert "root:x" not in str(split.report.places)
+
+
+def test_f15_a_named_pipe_holds_up_nobody(tmp_path: Path) -> None:
+    """Opening a pipe waits for a writer, for ever."""
+    folder = visdrone(tmp_path / "vd" / "train", {"a": None, "b": "1,2,3,4,1,1,0,0"})
+    os.mkfifo(folder / "annotations" / "a.txt")
+    split = open_split(tmp_path / "vd", "train")
+    assert split.report.counts == {"unreadable annotation file": 1}
+    yolo(tmp_path / "yolo", "val", {"a": "0 0.5 0.5 0.5 0.5", "b": "0 0.5 0.5 0.5 0.5"})
+    (tmp_path / "yolo" / "labels" / "val" / "b.txt").unlink()
+    os.mkfifo(tmp_path / "yolo" / "labels" / "val" / "b.txt")
+    split = open_split(tmp_path / "yolo", "val")
+    assert split.report.counts == {"unreadable annotation file": 1, "no class names": 1}
+
+
+def test_f08_the_limit_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0", "b": "1,2,3,4,1,1,0,0"})
+    make_image(folder / "images" / "a.jpg", 101, 100)
+    split = open_split(tmp_path, "train", max_pixels=10_000)
+    assert split.report.counts == {"image over the size limit": 1}
+    assert split.max_pixels == 10_000
+    assert [record.image_id for record in split.records] == [2]
+    assert data_command.main(["check", str(tmp_path), "--max-megapixels", "0.01", "--strict"]) == 1
+    assert "a.jpg: 101x100 px is over the limit of 0.01 megapixels" in capsys.readouterr().out
+    for wrong in (0, 178_000_001):
+        with pytest.raises(DataError, match=r"max-megapixels\): .* are not over 0 and at most 178"):
+            open_split(tmp_path, "train", max_pixels=wrong)
 
 
 def test_a_linked_data_folder_and_odd_names_work(tmp_path: Path) -> None:
@@ -354,7 +639,7 @@ def test_exif_rotation_is_noted(tmp_path: Path) -> None:
     assert split.report.counts == {"EXIF rotation not applied": 1}
 
 
-def test_no_usable_image(tmp_path: Path) -> None:
+def test_f07_no_usable_image(tmp_path: Path) -> None:
     folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
     put(folder / "images" / "a.jpg", "text")
     with pytest.raises(DataError, match=r"no usable image: .*a\.jpg: not a readable JPEG.*unreadable image"):
@@ -473,7 +758,7 @@ def test_coco_labels_follow_the_ids(tmp_path: Path) -> None:
         ({"bbox": [10, 10, 20, 20]}, "duplicate"),
     ],
 )
-def test_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str) -> None:
+def test_f09_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str) -> None:
     make_image(tmp_path / "images" / "a.jpg")
     good = {"image_id": 7, "category_id": 5, "bbox": [10, 10, 20, 20]}
     bad = {**good, "bbox": [1, 2, 3, 4], **annotation} if isinstance(annotation, dict) else annotation
@@ -506,7 +791,7 @@ def test_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: str)
         ({"width": 80, "height": 100}, "image size differs from the json"),
     ],
 )
-def test_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
+def test_f09_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
     root = tmp_path / "data"
     for name in ("a.jpg", "b.jpg"):
         make_image(root / "images" / name)
@@ -524,7 +809,43 @@ def test_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
     assert split.report.counts == {verdict: 1}
 
 
-def test_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
+def test_f07_a_name_too_long_for_a_file_drops_its_image_only(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    names = ["a.jpg", "x" * 300 + ".jpg", "sub/" * 2000 + "a.jpg"]
+    coco(tmp_path / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
+    split = open_split(tmp_path, "val")
+    assert [record.image_id for record in split.records] == [0]
+    assert split.report.dropped == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.jpg", "../secret.jpg", "/{}/secret.jpg", "link.jpg", "up/secret.jpg", "a/../../secret.jpg"]
+)
+def test_f23_a_coco_json_reads_nothing_outside(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "deep" / "data"
+    make_image(root / "images" / "a.jpg")
+    secret = make_image(tmp_path / "secret.jpg")
+    make_image(tmp_path / "deep" / "secret.jpg")
+    (root / "images" / "link.jpg").symlink_to(secret)
+    (root / "images" / "up").symlink_to(tmp_path)
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": name.format(tmp_path)}]
+    coco(root / "annotations" / "instances_val.json", images, [{"image_id": 2, "category_id": 5, "bbox": [1, 2, 3, 4]}])
+    split = open_split(root, "val")
+    assert [record.image_id for record in split.records] == [1]
+    assert split.report.counts == {OUTSIDE: 1}
+
+
+def test_f23_a_folder_of_images_that_leads_outside_is_refused(tmp_path: Path) -> None:
+    """A whole folder that is a link is as much an escape as one file; the message says where it leads."""
+    make_image(tmp_path / "elsewhere" / "a.jpg")
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "images").symlink_to(tmp_path / "elsewhere")
+    put(tmp_path / "data" / "train" / "annotations" / "a.txt", "1,2,3,4,1,1,0,0")
+    with pytest.raises(DataError, match=r"a\.jpg: leads to .*elsewhere/a\.jpg, outside .*put the file itself there"):
+        open_split(tmp_path / "data", "train")
+
+
+def test_f23_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
     names = ["a.jpg", str(make_image(tmp_path / "images" / "b.jpg"))]
     make_image(tmp_path / "images" / "a.jpg")
     coco(tmp_path / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
@@ -732,7 +1053,7 @@ def test_yolo_boxes(tmp_path: Path) -> None:
         ("0 0.25 0.25 0.5 0.5", "duplicate"),
     ],
 )
-def test_dropped_yolo_lines(tmp_path: Path, line: str, verdict: str) -> None:
+def test_f09_dropped_yolo_lines(tmp_path: Path, line: str, verdict: str) -> None:
     yolo(tmp_path, "val", {"a": f"0 0.25 0.25 0.5 0.5\n{line}"})
     put(tmp_path / "data.yaml", "names: {0: drone, 1: bird}")
     split = open_split(tmp_path, "val")
@@ -831,6 +1152,45 @@ def test_bad_data_yaml(tmp_path: Path, document: str | bytes, reason: str) -> No
         open_split(root, "train")
     assert str(caught.value).startswith((str(path), str(root / "labels" / "bare")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["../set", "{}/set", "../yaml/../set"])
+@pytest.mark.parametrize("layout", ["train: images/train", "train: images/train\nval: images/train", ""])
+def test_f23_only_a_data_yaml_given_itself_may_lead_elsewhere(tmp_path: Path, base: str, layout: str) -> None:
+    """As with other tools, its `path:` then names the data folder; but who gives a folder gets that folder."""
+    yolo(tmp_path / "set", "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    path = put(tmp_path / "yaml" / "data.yaml", f"path: {base.format(tmp_path)}\n{layout}\nnames: [drone]")
+    split = open_split(path, "train", strict=True)
+    assert split.class_names == ("drone",)
+    assert split.report.counts == {"data folder named by the data.yaml": 1}
+    with pytest.raises(DataError, match=r"lies outside .*: give the data\.yaml itself|no data set found") as caught:
+        open_split(tmp_path / "yaml", "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["../../outside/images/train", "{}/outside/images/train", "link/images/train"])
+@pytest.mark.parametrize("base", [".", "../set"])
+def test_f23_the_splits_of_a_data_yaml_stay_below_its_folder(tmp_path: Path, value: str, base: str) -> None:
+    yolo(tmp_path / "outside", "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    for name in ("yaml", "set"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(tmp_path / "outside")
+    document = f"path: {base}\ntrain: {value.format(tmp_path)}\nnames: [drone]"
+    path = put(tmp_path / "yaml" / "data.yaml", document)
+    for where in (path, path.parent):
+        with pytest.raises(DataError, match=r"data\.yaml: .*(outside|no folder)"):
+            open_split(where, "train")
+
+
+def test_f23_yolo_labels_that_lead_outside_are_not_read(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", "train", {"a": "1 0.5 0.5 0.1 0.1", "b": "0 0.5 0.5 0.1 0.1"})
+    outside = put(tmp_path / "secret.txt", "77 0.5 0.5 0.1 0.1")
+    (root / "labels" / "train" / "b.txt").unlink()
+    (root / "labels" / "train" / "b.txt").symlink_to(outside)
+    split = open_split(root, "train")
+    assert [record.image_id for record in split.records] == [1]
+    assert len(split.class_names) == 2  # not 78
+    assert split.report.counts == {OUTSIDE: 1, "no class names": 1}
 
 
 # several formats of the same images

@@ -1,10 +1,20 @@
 """Data: readers of VisDrone, COCO and YOLO data sets, synthetic scenes, one dataset class and its batch plan."""
 
-from zoominnet.data.dataset import Batch, DetectionDataset, Sample, Target, collate, make_loader
+from zoominnet.data.dataset import (
+    Batch,
+    DetectionDataset,
+    LoaderError,
+    Sample,
+    Target,
+    collate,
+    loader_failure,
+    make_loader,
+)
 from zoominnet.data.images import ImageError, decode_image, read_image_header
 from zoominnet.data.plan import BatchPlan, shard_batches, shard_indices
 from zoominnet.data.records import (
     ANY_CLASS,
+    MAX_PIXELS,
     VISDRONE_CLASSES,
     DataError,
     DataReport,
@@ -18,6 +28,7 @@ from zoominnet.data.transforms import ResizeGeometry, ResizeMode, student_images
 
 __all__ = [
     "ANY_CLASS",
+    "MAX_PIXELS",
     "VISDRONE_CLASSES",
     "Batch",
     "BatchPlan",
@@ -26,6 +37,7 @@ __all__ = [
     "DetectionDataset",
     "ImageError",
     "ImageRecord",
+    "LoaderError",
     "ResizeGeometry",
     "ResizeMode",
     "Sample",
@@ -36,6 +48,7 @@ __all__ = [
     "collate",
     "decode_image",
     "find_splits",
+    "loader_failure",
     "make_loader",
     "open_split",
     "read_image_header",

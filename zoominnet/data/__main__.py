@@ -38,6 +38,9 @@ class _Source:
     images: Path | None = None
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
 
+    max_megapixels: float = 100.0
+    """Leave out images of more megapixels, before they are decoded; at most 178."""
+
     @property
     def wanted_format(self) -> str | None:
         return None if self.format == "auto" else self.format
@@ -132,7 +135,12 @@ def _sources(options: _Source) -> list[SplitSource]:
 def _open(options: _Source, source: SplitSource) -> Split:
     with Console(stderr=True).status(f"decoding the images of {source.name}"):
         return open_split(
-            options.path, source.name, check_images="decode", format=options.wanted_format, images=options.images
+            options.path,
+            source.name,
+            check_images="decode",
+            format=options.wanted_format,
+            images=options.images,
+            max_pixels=round(options.max_megapixels * 1e6),
         )
 
 

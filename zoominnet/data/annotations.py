@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,19 @@ def _arrays(items: list[tuple[tuple[float, ...], int]]) -> tuple[np.ndarray, np.
     return boxes, np.array([label for _, label in items], dtype=np.int64)
 
 
+def read_text_file(path: Path, real_root: Path) -> bytes:
+    """What a txt file holds.
+
+    Raises:
+        ImageError: its symbolic links lead outside the resolved folder `real_root`.
+        OSError: it cannot be read, or is no regular file.
+    """
+    require_inside(path, real_root)
+    if not path.is_file():  # or reading could wait for ever on a named pipe
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    return path.read_bytes()
+
+
 def note_orientation(path: Path, orientation: int, report: DataReport) -> None:
     """Notes an image that viewers show turned: its annotations must be in the stored pixels."""
     if orientation != 1:
@@ -124,6 +138,7 @@ def read_text_records(
     report: DataReport,
     *,
     decode: bool,
+    max_pixels: int,
     separator: str | None,
     columns: int,
     add_line: Callable[[BoxCollector, list[float], str], None],
@@ -134,6 +149,8 @@ def read_text_records(
     in the sorted list of all image files, whatever cannot be used.
 
     Args:
+        decode: decode each image as well, and leave out those that cannot be.
+        max_pixels: larger images are left out.
         separator, columns: of a line, as for `number_lines`.
         add_line: adds the numbers of one line, found at the given place, to the image's boxes.
 
@@ -160,7 +177,8 @@ def read_text_records(
     real_root = source.root.resolve()
     records = []
     for image_id, (name, path, header) in enumerate(
-        zip(names, paths, inspect_images(paths, source.root, decode=decode), strict=True), start=1
+        zip(names, paths, inspect_images(paths, source.root, decode=decode, max_pixels=max_pixels), strict=True),
+        start=1,
     ):
         if isinstance(header, ImageError):
             report.add(header.verdict, str(header))
@@ -169,8 +187,7 @@ def read_text_records(
         annotation_path = source.annotations / annotation_name
         annotated = annotation_name in annotation_names
         try:
-            require_inside(annotation_path, real_root)
-            content = annotation_path.read_bytes() if annotated else b""
+            content = read_text_file(annotation_path, real_root) if annotated else b""
         except ImageError as error:
             report.add(error.verdict, str(error))
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoominnet.data.annotations import BoxCollector, note_orientation
-from zoominnet.data.images import ImageError, inspect_images
+from zoominnet.data.images import OUTSIDE, ImageError, inspect_images
 from zoominnet.data.records import ANY_CLASS, DataError, DataReport, ImageRecord, Split, SplitSource
 
 _PREFIX = "instances_"
@@ -31,7 +31,7 @@ def find(path: Path) -> list[SplitSource]:
     return [SplitSource(file.stem.removeprefix(_PREFIX), "coco", path, file) for file in files]
 
 
-def read(source: SplitSource, report: DataReport, *, decode: bool) -> Split:
+def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: int) -> Split:
     """Reads one split. Labels are the categories in the order of their ids, whatever these are.
 
     Crowds (`iscrowd`, or `ignore`) are ignored regions of their class. Image ids are the file's own.
@@ -47,7 +47,7 @@ def read(source: SplitSource, report: DataReport, *, decode: bool) -> Split:
     known_ids = {entry["id"] for entry in document["images"] if isinstance(entry, dict) and _is_id(entry.get("id"))}
     annotations = _annotations_by_image(source.annotations, document["annotations"], known_ids, report)
     paths = [images / name for name in entries]
-    headers = inspect_images(paths, source.root, decode=decode)
+    headers = inspect_images(paths, source.root, decode=decode, max_pixels=max_pixels)
     records = []
     for entry, path, header in zip(entries.values(), paths, headers, strict=True):
         if isinstance(header, ImageError):
@@ -109,7 +109,7 @@ def _usable_images(path: Path, entries: list[Any], report: DataReport) -> dict[s
             continue
         file = Path(file_name)
         if file.is_absolute() or ".." in file.parts:
-            report.add("path leads outside the data folder", place)
+            report.add(OUTSIDE, place)
             continue
         name = file.as_posix()
         names_by_id[entry["id"]].add(name)

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import signal
-from collections.abc import Iterable, Sequence
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from multiprocessing import active_children
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from zoominnet.data.images import ImageError, decode_image
 from zoominnet.data.plan import AUGMENTATION, Key, keyed_rng
 from zoominnet.data.records import DataError, ImageRecord, Split
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, resize_image
+from zoominnet.errors import UserError
 
 logger = logging.getLogger("zoominnet.data")
+
+
+MAX_UNREADABLE_IN_A_ROW = 100
+"""So many neighbouring images that cannot be decoded end a run."""
+
+_NOTHING = -1
+_loaded: weakref.WeakSet[DetectionDataset] = weakref.WeakSet()  # those that a loader was made for
+
+
+class LoaderError(UserError):
+    """A sample could not be made, or a process that makes them died or hangs. The message is one line."""
+
+    exit_status = 74  # EX_IOERR, as for files that cannot be read
 
 
 class Target(TypedDict):
@@ -65,8 +85,10 @@ class DetectionDataset(Dataset[Sample]):
     A key (epoch, index) gives a training sample, whose random flip depends on (seed, epoch, index) only; a plain
     index is the same as (0, index).
 
-    An image that can no longer be decoded is replaced by the next one that can, logged once and kept in
-    `unreadable`; in evaluation its `image_id` therefore never appears, and its replacement's may appear twice.
+    An image that can no longer be decoded (cut off, gone, of another size) is replaced by the next one that can, logged
+    once and kept in `unreadable`; in evaluation its `image_id` therefore never appears, and its replacement's may
+    appear twice. So the same files always give the same samples, however many workers read them and wherever a run is
+    resumed. `MAX_UNREADABLE_IN_A_ROW` images in a row are an error: the folder has gone, not an image.
 
     Args:
         split: as a reader, or `SyntheticScenes.split()`, gives it.
@@ -76,8 +98,13 @@ class DetectionDataset(Dataset[Sample]):
         resize: "squash" to the square, or "letterbox" to keep the aspect ratio.
         strict: raise on an image that cannot be decoded, instead of replacing it.
 
+    Attributes:
+        reading: int64[workers, 2], shared: each loader worker's process id and the index it reads, -1 for none.
+
     Raises:
-        DataError: the split has no images; none of them can be decoded; or one cannot and `strict` is set.
+        DataError: the split has no images; too many of them in a row, or all, cannot be decoded; or one cannot and
+            `strict` is set.
+        LoaderError: anything else went wrong with a sample; names its file.
         ValueError: `size` is not positive, `seed` is negative, `resize` is unknown.
     """
 
@@ -100,6 +127,7 @@ class DetectionDataset(Dataset[Sample]):
         self.strict = strict
         # In shared memory, so that worker processes report each file once and the main process can count.
         self._unreadable = torch.zeros(len(split.records), dtype=torch.bool).share_memory_()
+        self.reading = torch.zeros(0, 2, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.split.records)
@@ -115,9 +143,23 @@ class DetectionDataset(Dataset[Sample]):
             raise IndexError(f"sample {index} of {len(self)}")
         try:
             return self._make_sample(epoch, index)
-        except Exception as error:
-            error.add_note(f"in epoch {epoch}, sample {index} of split '{self.split.name}'")
+        except UserError:
             raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LoaderError(f"{self.name_of(index)} (epoch {epoch}): cannot be loaded: {reason}") from error
+        finally:
+            self._note_reading(_NOTHING)
+
+    def name_of(self, index: int) -> str:
+        """What to call a sample in a message: its file, or its number where it is generated."""
+        record = self.split.records[index]
+        return str(record.path) if record.path is not None else f"image {record.image_id} of split '{self.split.name}'"
+
+    def _note_reading(self, index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and worker.id < len(self.reading):
+            self.reading[worker.id, 0], self.reading[worker.id, 1] = os.getpid(), index
 
     def _make_sample(self, epoch: int, wanted: int) -> Sample:
         index, image = self._readable(wanted)
@@ -137,10 +179,12 @@ class DetectionDataset(Dataset[Sample]):
 
     def _readable(self, wanted: int) -> tuple[int, Tensor]:
         """The image at `wanted`, or the next one that can be decoded, with its index."""
-        for offset in range(len(self)):
+        tried = min(len(self), MAX_UNREADABLE_IN_A_ROW)
+        for offset in range(tried):
             index = (wanted + offset) % len(self)
             if self._unreadable[index]:
                 continue
+            self._note_reading(index)
             try:
                 return index, self._load(self.split.records[index])
             except DataError as error:
@@ -148,7 +192,11 @@ class DetectionDataset(Dataset[Sample]):
                     raise
                 self._unreadable[index] = True
                 logger.warning("image left out, the next one takes its place: %s", error)
-        raise DataError(f"split '{self.split.name}': none of its {len(self)} images can be decoded")
+        raise DataError(
+            f"split '{self.split.name}': {tried} images in a row of its {len(self)} cannot be decoded, the last "
+            f"{self.name_of((wanted + tried - 1) % len(self))}: is the data folder still there? "
+            "`python -m zoominnet.data check` lists them"
+        )
 
     def _load(self, record: ImageRecord) -> Tensor:
         if record.path is None:
@@ -157,7 +205,7 @@ class DetectionDataset(Dataset[Sample]):
                     f"image {record.image_id} of split '{self.split.name}' has neither a path nor a renderer"
                 )
             return self.split.render(record)
-        image = decode_image(record.path)
+        image = decode_image(record.path, max_pixels=self.split.max_pixels)
         height, width = image.shape[-2:]
         if (width, height) != (record.width, record.height):
             raise ImageError(
@@ -179,10 +227,11 @@ def make_loader(
     workers: int = 0,
     timeout: float = 300.0,
 ) -> DataLoader[Sample]:
-    """A stock DataLoader that yields one `Batch` for each list of keys in `batches`.
+    """A DataLoader that yields one `Batch` for each list of keys in `batches`.
 
     The samples do not depend on the number of workers, and neither the order nor PyTorch's global random state is
-    touched.
+    touched. A worker that dies or hangs ends the iteration with a `LoaderError`, or, when PyTorch notices the death
+    while the batch is in use, with a RuntimeError that `loader_failure` explains.
 
     Args:
         batches: `BatchPlan.epoch_batches(...)` in training, `shard_batches(...)` in evaluation.
@@ -193,7 +242,9 @@ def make_loader(
         raise ValueError(
             f"make_loader: timeout must be over 0 seconds, or a worker that hangs stops the run, got {timeout}"
         )
-    return DataLoader(
+    dataset.reading = torch.tensor([[0, _NOTHING]] * workers, dtype=torch.int64).reshape(-1, 2).share_memory_()
+    _loaded.add(dataset)
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -203,6 +254,77 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the loader draws a number from it; without it, from the global generator
     )
+
+
+class _Loader(DataLoader[Sample]):
+    """A DataLoader whose errors name files, and whose workers end with the iteration, however it ends."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        try:
+            while True:
+                try:
+                    batch = next(batches, None)
+                except UserError:
+                    raise
+                except (RuntimeError, OSError, EOFError) as error:
+                    # a worker that dies while it hands over a batch shows as a broken connection, not as its death
+                    raise loader_failure(error, within_loader=True) or error from error
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            # Else they live for as long as somebody keeps a traceback, and PyTorch raises wherever this process stands
+            # when one of them dies.
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
+
+
+def loader_failure(error: Exception, *, within_loader: bool = False) -> LoaderError | None:
+    """What PyTorch's loader says of a worker that died or hangs, with the files that were being read.
+
+    When a worker dies the loader raises wherever the main process stands, so this is also for who reports errors.
+
+    Args:
+        error: a RuntimeError, or any error raised by a loader itself.
+        within_loader: it was raised by a loader itself.
+
+    Returns:
+        None where `error` does not come from a loader's workers.
+    """
+    text = " ".join(str(error).split()).partition(" Details are lost")[0]
+    timed_out = text.startswith("DataLoader timed out after")
+    dead: set[int] = set()
+    if within_loader and isinstance(error, OSError | EOFError):
+        dead = _dead_workers()
+        text = f"DataLoader worker (pid {', '.join(map(str, sorted(dead)))}) died" if dead else text
+    elif named := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text):
+        dead = {int(number) for number in named[1].split(",")}
+    if not timed_out and not dead:
+        return None
+    files = [
+        dataset.name_of(index)
+        for dataset in _loaded
+        for pid, index in dataset.reading.tolist()
+        if index != _NOTHING and (timed_out or pid in dead)
+    ]
+    where = f", while reading {', '.join(sorted(files))}" if files else ""
+    if timed_out:
+        remedy = "look at that file and its disk, or give a longer --loader-timeout"
+    else:
+        remedy = "if memory ran out, give fewer --workers; --workers 0 shows more"
+    return LoaderError(f"{text.rstrip('. ')}{where}: {remedy}")
+
+
+def _dead_workers() -> set[int]:
+    """The process ids of workers that ended in the middle of a sample; waits a little, for a death takes time to show."""
+    for _ in range(50):
+        alive = {process.pid for process in active_children()}
+        reading = {pid for dataset in _loaded for pid, index in dataset.reading.tolist() if index != _NOTHING}
+        if dead := reading - alive:
+            return dead
+        time.sleep(0.02)
+    return set()
 
 
 def _start_worker(worker_id: int) -> None:

@@ -15,13 +15,16 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from zoominnet.data.records import DataError
+from zoominnet.data.records import MAX_PIXELS, DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """The file names taken for images when a folder is listed. What a file really holds is read from its first bytes."""
 
-MAX_PIXELS = 100_000_000
-"""The largest image decoded unless the caller says otherwise: 100 megapixels are 300 MB as RGB."""
+OUTSIDE = "path leads outside the data folder"
+"""The verdict on what is named or linked beyond the data set's own folder: it is not read."""
+
+PILLOW_MAX_PIXELS = 178_000_000
+"""No limit can be higher: Pillow itself refuses headers from here on (twice its `Image.MAX_IMAGE_PIXELS`)."""
 
 # Pillow is kept to these: some of its other formats start programs (EPS) or are not photographs.
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -75,8 +78,12 @@ def read_image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeade
     Raises:
         ImageError: missing, not a JPEG, PNG, BMP, TIFF or WebP file, or more than `max_pixels` pixels.
     """
-    if not path.is_file():  # also keeps us from waiting on a named pipe
-        raise ImageError(f"{path}: no such image file", "image file missing")
+    try:
+        if not path.is_file():  # also keeps us from waiting on a named pipe
+            raise ImageError(f"{path}: no such image file", "image file missing")
+        empty = path.stat().st_size == 0
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        raise ImageError(f"{path}: {error.strerror}") from error
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as image:
             width, height = image.size
@@ -84,7 +91,7 @@ def read_image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeade
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}", "image over the size limit") from error
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
-        reason = "the file is empty" if path.stat().st_size == 0 else "not a readable JPEG, PNG, BMP, TIFF or WebP file"
+        reason = "the file is empty" if empty else "not a readable JPEG, PNG, BMP, TIFF or WebP file"
         raise ImageError(f"{path}: {reason}") from error
     if width * height > max_pixels:
         raise ImageError(
@@ -108,6 +115,10 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decodes an image file to uint8[3, H, W], RGB, as stored: an EXIF rotation is not applied, alpha is left out.
 
     torchvision decodes JPEG and PNG, Pillow the other formats. Of 16-bit images the high byte is kept.
+
+    A cut-off file is refused, unless something put an end marker on it: a JPEG whose rest is missing but that ends
+    rightly, and one with flipped bits in its pixels, decode to wrong pixels without an error. Only a checksum of each
+    file, kept beside the data, finds these.
 
     Raises:
         ImageError: as `read_image_header`, or the pixels are cut off or damaged.
@@ -145,7 +156,9 @@ def _decode_with_pillow(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def inspect_images(paths: Iterable[Path], root: Path, *, decode: bool) -> Iterator[ImageHeader | ImageError]:
+def inspect_images(
+    paths: Iterable[Path], root: Path, *, decode: bool, max_pixels: int = MAX_PIXELS
+) -> Iterator[ImageHeader | ImageError]:
     """For each of `paths`, in order, its header, or why it cannot be used: also when it leads outside `root`.
 
     With `decode` each image is decoded as well, in a few threads: no header check finds a cut-off JPEG.
@@ -155,9 +168,9 @@ def inspect_images(paths: Iterable[Path], root: Path, *, decode: bool) -> Iterat
     def inspect(path: Path) -> ImageHeader | ImageError:
         try:
             require_inside(path, real_root)
-            header = read_image_header(path)
+            header = read_image_header(path, max_pixels=max_pixels)
             if decode:
-                decode_image(path)
+                decode_image(path, max_pixels=max_pixels)
         except ImageError as error:
             return error
         return header
@@ -174,6 +187,6 @@ def require_inside(path: Path, real_root: Path) -> None:
     try:
         real = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL byte in the name
-        raise ImageError(f"{path}: {error}", "path leads outside the data folder") from error
+        raise ImageError(f"{path}: {error}", OUTSIDE) from error
     if not real.is_relative_to(real_root):
-        raise ImageError(f"{path}: leads to {real}, outside {real_root}", "path leads outside the data folder")
+        raise ImageError(f"{path}: leads to {real}, outside {real_root}: put the file itself there", OUTSIDE)

@@ -26,6 +26,9 @@ VISDRONE_CLASSES = (
 )
 """The ten evaluated classes of VisDrone-DET, in the order of its category numbers 1 to 10."""
 
+MAX_PIXELS = 100_000_000
+"""The largest image decoded unless the caller says otherwise: 100 megapixels are 300 MB as RGB."""
+
 ANY_CLASS = -1
 """The label of an ignored region that holds for every class (VisDrone's categories 0 and 11)."""
 
@@ -153,6 +156,7 @@ class Split:
         report: what was dropped and why.
         render: makes the image, uint8[3, height, width], of a record whose path is None.
         image_root: the folder that the images' names are relative to; None where the images are generated.
+        max_pixels: images of more are not decoded.
     """
 
     name: str
@@ -162,3 +166,4 @@ class Split:
     report: DataReport
     render: Callable[[ImageRecord], Tensor] | None = None
     image_root: Path | None = None
+    max_pixels: int = MAX_PIXELS

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from zoominnet.data import coco, visdrone, yolo
-from zoominnet.data.records import DataError, DataReport, Split, SplitSource
+from zoominnet.data.images import PILLOW_MAX_PIXELS
+from zoominnet.data.records import MAX_PIXELS, DataError, DataReport, Split, SplitSource
 
 
 class _Read(Protocol):
-    def __call__(self, source: SplitSource, report: DataReport, *, decode: bool) -> Split: ...
+    def __call__(self, source: SplitSource, report: DataReport, *, decode: bool, max_pixels: int) -> Split: ...
 
 
 # In the order of preference where one split is there in several formats: YOLO labels are the usual conversion of the
@@ -107,6 +108,7 @@ def open_split(
     check_images: Literal["header", "decode"] = "header",
     format: str | None = None,
     images: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Split:
     """Reads one split of the data set at `path`. No file is changed.
 
@@ -120,10 +122,16 @@ def open_split(
         check_images: read each image's header only, or decode each image.
         format: as for `find_splits`.
         images: the folder of a COCO json's images, where they are not in the usual place beside it.
+        max_pixels: larger images are left out, judged by their headers; at most `images.PILLOW_MAX_PIXELS`.
 
     Raises:
-        DataError: no such data set or split, no usable image, or something left out and `strict`.
+        DataError: no such data set or split, no usable image, something left out and `strict`, or an impossible limit.
     """
+    if not 0 < max_pixels <= PILLOW_MAX_PIXELS:
+        raise DataError(
+            f"max_pixels (--max-megapixels): {max_pixels / 1e6:g} megapixels are not over 0 and at most "
+            f"{PILLOW_MAX_PIXELS / 1e6:g}, where Pillow's own limit lies: cut larger images into tiles"
+        )
     sources = find_splits(path, format)
     source = match_split(Path(path), split, sources)
     if images is not None:
@@ -141,7 +149,7 @@ def open_split(
         )
     _, read = _FORMATS[source.format]
     try:
-        opened = read(source, report, decode=check_images == "decode")
+        opened = read(source, report, decode=check_images == "decode", max_pixels=max_pixels)
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror}") from error
     drops = [f"{places[0]}: {verdict}" for verdict, places in report.places.items() if verdict not in report.notes]
@@ -152,7 +160,7 @@ def open_split(
             f"{drops[0]}: the first of {report.dropped} left out, which strict refuses: "
             "`python -m zoominnet.data check` lists them"
         )
-    return opened
+    return replace(opened, max_pixels=max_pixels)
 
 
 def _kind(name: str) -> str | None:

@@ -43,13 +43,15 @@ def find(path: Path) -> list[SplitSource]:
     ]
 
 
-def read(source: SplitSource, report: DataReport, *, decode: bool) -> Split:
+def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: int) -> Split:
     """Reads one split. Labels are the categories less one; ignored regions and "others" hold for any class.
 
     Raises:
         DataError: there are no images, or none of the txt files belongs to one.
     """
-    records = read_text_records(source, report, decode=decode, separator=",", columns=_COLUMNS, add_line=_add_line)
+    records = read_text_records(
+        source, report, decode=decode, max_pixels=max_pixels, separator=",", columns=_COLUMNS, add_line=_add_line
+    )
     category_ids = tuple(range(1, len(VISDRONE_CLASSES) + 1))
     return Split(source.name, records, VISDRONE_CLASSES, category_ids, report, image_root=source.images)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from zoominnet.data.annotations import BoxCollector, number_lines, read_text_records
+from zoominnet.data.annotations import BoxCollector, number_lines, read_text_file, read_text_records
+from zoominnet.data.images import ImageError
 from zoominnet.data.records import DataError, DataReport, Split, SplitSource
 
 _COLUMNS = 5
@@ -25,14 +26,17 @@ def find(path: Path) -> list[SplitSource]:
     Without a data.yaml these are `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`;
     `path` may also be one split's folder, holding `images/` and `labels/`, or an `images/<split>` itself.
 
+    Everything lies below the data.yaml's own folder, or, where the data.yaml itself is given and its `path:` names
+    another folder, below that one: who gives a data set's folder would not expect it to send them elsewhere.
+
     Raises:
-        DataError: the data.yaml cannot be read, or names a folder that does not exist below its own.
+        DataError: the data.yaml cannot be read, or names a folder that does not exist there.
     """
     if path.is_file():
-        return _find_by_yaml(path)
+        return _find_by_yaml(path, may_lead_elsewhere=True)
     for name in ("data.yaml", "data.yml"):
         if (path / name).is_file():
-            return _find_by_yaml(path / name)
+            return _find_by_yaml(path / name, may_lead_elsewhere=False)
     return _find_by_folders(path, None)
 
 
@@ -63,45 +67,53 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _find_by_yaml(path: Path) -> list[SplitSource]:
+def _find_by_yaml(path: Path, *, may_lead_elsewhere: bool) -> list[SplitSource]:
     document = _load_yaml(path)
+    base = Path(str(document.get("path") or "."))
+    root = path.parent
+    elsewhere = not (root / base).resolve().is_relative_to(root.resolve()) and (root / base).is_dir()
+    if elsewhere and may_lead_elsewhere:
+        root, base = root / base, Path(".")
     named = {split: document[split] for split in ("train", "val", "test") if document.get(split)}
     if not named:
-        return _find_by_folders(path.parent, path)
+        return _find_by_folders(root, path)
     sources = []
     for split, value in named.items():
         if not isinstance(value, str) or value.endswith(".txt"):
             raise DataError(f"{path}: {split}: {value!r} is not a folder of images: name one folder")
         try:
-            images = _images_folder(path, document.get("path") or ".", value)
-            sources.append(SplitSource(split, "yolo", path.parent, _labels_folder(path, images), images, path))
+            images = _images_folder(path, root, base, value)
+            sources.append(SplitSource(split, "yolo", root, _labels_folder(path, root, images), images, path))
         except DataError:
             if split != "test":  # often not handed on, though the data.yaml names it
                 raise
     return sources
 
 
-def _images_folder(path: Path, base: object, value: str) -> Path:
+def _images_folder(path: Path, root: Path, base: Path, value: str) -> Path:
     # Exports name "../train/images" for the train/images beside the data.yaml: hence the name without "../" as well.
-    root = path.parent
-    for candidate in (root / str(base) / value, root / value, root / value.removeprefix("../")):
+    for candidate in (root / base / value, root / value, root / value.removeprefix("../")):
         if candidate.is_dir() and candidate.resolve().is_relative_to(root.resolve()):
             return root / candidate.resolve().relative_to(root.resolve())
+    if (root / base / value).is_dir():
+        raise DataError(
+            f"{path}: {root / base / value} lies outside {root}: give the data.yaml itself to follow its path:"
+        )
     raise DataError(f"{path}: no folder {value!r} below {root}: correct it, relative to the data.yaml")
 
 
-def _labels_folder(path: Path, images: Path) -> Path:
-    parts = list(images.relative_to(path.parent).parts)
+def _labels_folder(path: Path, root: Path, images: Path) -> Path:
+    parts = list(images.relative_to(root).parts)
     if "images" not in parts:
         raise DataError(f"{path}: {images} has no folder named images in it: its labels belong in labels/ beside that")
     last = len(parts) - 1 - parts[::-1].index("images")
-    labels = path.parent.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+    labels = root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
     if not labels.is_dir():
         raise DataError(f"{labels}: no such folder: the labels of {images} belong there")
     return labels
 
 
-def read(source: SplitSource, report: DataReport, *, decode: bool) -> Split:
+def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: int) -> Split:
     """Reads one split. Without class names there are as many classes as the data set's labels show.
 
     Raises:
@@ -109,10 +121,20 @@ def read(source: SplitSource, report: DataReport, *, decode: bool) -> Split:
     """
     names = _class_names(source.classes) if source.classes is not None else None
     if names is None:
-        names = tuple(f"class{index}" for index in range(_largest_class(source.annotations) + 1))
+        names = tuple(f"class{index}" for index in range(_largest_class(source) + 1))
         report.note("no class names", f"{source.annotations}: {len(names)} classes, from the largest number seen")
     add_line = partial(_add_line, len(names))
-    records = read_text_records(source, report, decode=decode, separator=None, columns=_COLUMNS, add_line=add_line)
+    if source.classes is not None and not source.classes.resolve().is_relative_to(source.root.resolve()):
+        report.note("data folder named by the data.yaml", f"{source.classes}: path: {source.root}")
+    records = read_text_records(
+        source,
+        report,
+        decode=decode,
+        max_pixels=max_pixels,
+        separator=None,
+        columns=_COLUMNS,
+        add_line=add_line,
+    )
     return Split(source.name, records, names, tuple(range(len(names))), report, image_root=source.images)
 
 
@@ -126,12 +148,17 @@ def _add_line(num_classes: int, boxes: BoxCollector, numbers: list[float], place
     boxes.add(x, y, width, height, int(label), place, ignored=False)
 
 
-def _largest_class(labels: Path) -> int:
+def _largest_class(source: SplitSource) -> int:
     # All splits are looked through, for train and val must agree on the classes.
+    labels, real_root = source.annotations, source.root.resolve()
     folder = labels.parent if labels.parent.name == "labels" else labels
     largest = -1
     for path in folder.rglob("*.txt"):
-        for numbers, _ in number_lines(path.read_bytes(), path, DataReport(), separator=None, columns=_COLUMNS):
+        try:
+            content = read_text_file(path, real_root)
+        except (ImageError, OSError):  # counted where its split is read
+            continue
+        for numbers, _ in number_lines(content, path, DataReport(), separator=None, columns=_COLUMNS):
             if numbers[0] in range(_MAX_CLASSES):
                 largest = max(largest, int(numbers[0]))
     if largest < 0:

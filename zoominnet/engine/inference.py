@@ -46,6 +46,7 @@ def predict_split(
     *,
     batch_size: int = 1,
     workers: int = 0,
+    timeout: float = 300.0,
     resize: ResizeMode = "squash",
     input_path: InputPath = "direct",
     progress: Callable[[int], None] | None = None,
@@ -57,7 +58,7 @@ def predict_split(
     Args:
         model: its mode is restored.
         split: the images.
-        batch_size, workers: of the loader.
+        batch_size, workers, timeout: of the loader.
         resize, input_path: how an image becomes the model's input.
         progress: called with the number of images done.
 
@@ -68,11 +69,12 @@ def predict_split(
     side = model.image_size * (2 if input_path == "halved" else 1)
     dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize)
     batches = shard_batches(len(dataset), batch_size)
+    loader = make_loader(dataset, batches, workers=workers, timeout=timeout)
     found: list[Detections] = []
     was_training = model.training
     model.eval()
     try:
-        for indices, batch in zip(batches, make_loader(dataset, batches, workers=workers), strict=True):
+        for indices, batch in zip(batches, loader, strict=True):
             images = batch.images.to(device, non_blocking=True).float() / 255
             if input_path == "halved":
                 images = student_images(images)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from zoominnet.kernels._dispatch import choose_backend
 from zoominnet.models import RetinaNet, build_model, load_weights
 from zoominnet.models.weights import read_stride_in_1x1
 
-CONFIG_FILE, RESULT_FILE = "config.json", "result.json"
+CONFIG_FILE, DATA_FILE, RESULT_FILE = "config.json", "data.json", "result.json"
 RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
 """A teacher below this share of the AP it had when it was trained is reported as suspicious."""
 
@@ -79,6 +81,8 @@ class Run:
             torch.use_deterministic_algorithms(True)
         self.console.print(self._header())
         self._load_data()
+        for change in note_data(config.out / DATA_FILE, (self.train_set.split, self.val), resume=config.resume):
+            self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
         rows: dict[str, dict[str, Any]] = {}
         teacher = None
         if config.uses_teacher:
@@ -146,6 +150,7 @@ class Run:
                 scene_size=config.teacher_size,
                 seed=config.seed,
                 console=self.console,
+                max_pixels=round(config.max_megapixels * 1e6),
             )
 
         train = load(config.train_split, config.synthetic_images[0])
@@ -159,7 +164,14 @@ class Run:
     def _validate(self, model: RetinaNet) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
-        found = predict_split(model, val, batch_size=config.batch_size, workers=config.workers, resize=config.resize)
+        found = predict_split(
+            model,
+            val,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            timeout=config.loader_timeout,
+            resize=config.resize,
+        )
         result = evaluate_coco(val.records, found, val.class_names)
         return Validation(result.ap, result.as_dict())
 
@@ -211,7 +223,13 @@ class Run:
         if config.resume:
             phase.restore()
         self._write_config()
-        return phase.run()
+        best = phase.run()
+        if unreadable := len(self.train_set.unreadable):
+            self.warn(
+                f"{name}: {unreadable} of {len(self.train_set)} training images could not be decoded; their neighbours "
+                "took their places"
+            )
+        return best
 
     def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:
         """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""
@@ -302,6 +320,40 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
 def describe(model: RetinaNet) -> dict[str, Any]:
     """What a model costs."""
     return {"image_size": model.image_size, **cost_of(model)}
+
+
+def note_data(path: Path, splits: Sequence[Split], *, resume: bool) -> list[str]:
+    """Keeps what a run was trained on beside its configuration.
+
+    Args:
+        path: the file; written anew unless `resume` finds it there.
+        splits: of the run.
+
+    Returns:
+        With `resume`, one line for each split that is not what it was when the run began.
+    """
+    now = {}
+    for split in splits:
+        digest = hashlib.sha256(repr(split.class_names).encode())
+        for record in split.records:
+            digest.update(repr((record.image_id, record.width, record.height)).encode())
+            for array in (record.boxes, record.labels, record.ignored, record.ignored_labels):
+                digest.update(array.tobytes())
+        boxes = sum(len(record.boxes) for record in split.records)
+        now[split.name] = {"images": len(split.records), "boxes": boxes, "sha256": digest.hexdigest()}
+    if resume and path.exists():
+        try:
+            then = json.loads(path.read_text(encoding="utf-8"))
+            return [
+                f"the data of {name} have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
+                f"{now[name]['images']} with {now[name]['boxes']} now"
+                for name, old in then.items()
+                if name in now and old["sha256"] != now[name]["sha256"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return [f"{path} is damaged, so whether the data are the same is not known"]
+    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    return []
 
 
 def seed_everything(seed: int) -> None:

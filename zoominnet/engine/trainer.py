@@ -239,6 +239,7 @@ class Phase:
             self.train_set,
             self.plan.epoch_batches(epoch, start),
             workers=self.config.workers,
+            timeout=self.config.loader_timeout,
         )
         self.module.train()
         if self.distiller is not None:

@@ -1,0 +1,363 @@
+"""Training on data that are hard to train on: files that break, images without objects or with thousands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+from zoominnet.data import DetectionDataset, ImageRecord, Split, open_split
+from zoominnet.distill import Distiller, DistillOptions
+from zoominnet.engine.checkpoint import list_checkpoints
+from zoominnet.engine.run import note_data
+from zoominnet.engine.trainer import Phase, TrainingModule
+from zoominnet.kernels import available_backends, max_iou_assign
+from zoominnet.models import RetinaNet, build_model
+
+Train = Callable[..., int]
+FUSED = available_backends()["akdp_mask"]["native"] == "ok"
+BACKENDS = [
+    "reference",
+    pytest.param("fused", marks=pytest.mark.skipif(not FUSED, reason="the native kernels are not built")),
+]
+
+
+def write_data(root: Path, count: int = 12) -> Path:
+    """A VisDrone set of noise images with a box each."""
+    for split in ("train", "val"):
+        for folder in ("images", "annotations"):
+            (root / split / folder).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.random.default_rng(index).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / "images" / f"{index:02}.jpg")
+            (root / split / "annotations" / f"{index:02}.txt").write_text("30,40,50,60,1,4,0,0\n")
+    return root
+
+
+def cut(path: Path) -> None:
+    """The header stays whole, so that the scan before training finds nothing."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(list_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
+
+
+def test_f07_training_on_files_that_break(
+    tiny_train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two files are cut off from the start, one vanishes after step 2: each is named once and counted, the run ends
+    well. With files that are broken from the start, a run that is stopped and resumed ends bit-equal."""
+    whole = write_data(tmp_path / "data") / "train" / "images"
+    cut(whole / "03.jpg")
+    cut(whole / "07.jpg")
+    hidden = tmp_path / "hidden.jpg"
+    order: list[int] = []
+    step = Phase._train_step
+
+    def watch(self: Phase, batch, measure: bool):  # type: ignore[no-untyped-def]
+        if self.step == 2 and not hidden.exists():
+            (whole / "09.jpg").rename(hidden)
+        order.extend(target["image_id"] for target in batch.targets)
+        assert batch.images.flatten(1).float().std(dim=1).min() > 10  # noise, never black
+        return step(self, batch, measure)
+
+    monkeypatch.setattr(Phase, "_train_step", watch)
+    options = ["--data", str(tmp_path / "data"), "--no-distill", "--deterministic"]
+    assert tiny_train(*options, out="one") == 0
+    told = "\n".join(record.getMessage() for record in caplog.records)
+    for name in ("03.jpg", "07.jpg", "09.jpg"):
+        assert len(re.findall(rf"image left out, the next one takes its place: \S*{name}: ", told)) == 1
+    assert "student: 3 of 12 training images could not be decoded" in capsys.readouterr().out
+    first = list(order)
+    assert len(first) == 24
+    assert {4, 8, 10}.isdisjoint(first[-12:])  # ids are positions, from 1
+    order.clear()
+
+    # Bit for bit the same with other workers and a stop between, while the same files are broken from the start.
+    (whole / "09.jpg").write_bytes(hidden.read_bytes()[:-1000])
+    assert tiny_train(*options, out="straight") == 0
+    straight, order[:] = list(order), []
+
+    def stop(self: Phase, batch, measure: bool):  # type: ignore[no-untyped-def]
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return watch(self, batch, measure)
+
+    monkeypatch.setattr(Phase, "_train_step", stop)
+    assert tiny_train(*options, out="stopped") == 130
+    monkeypatch.setattr(Phase, "_train_step", watch)
+    assert tiny_train("--resume", "--workers", "2", out="stopped") == 0
+    assert order == straight
+    one, other = (weights(tmp_path / name / "student") for name in ("straight", "stopped"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "have changed" not in capsys.readouterr().out
+
+
+def test_f07_a_resumed_run_tells_that_its_data_have_changed(tmp_path: Path) -> None:
+    root, file = write_data(tmp_path / "data"), tmp_path / "data.json"
+
+    def splits() -> list[Split]:
+        return [open_split(root, name) for name in ("train", "val")]
+
+    assert note_data(file, splits(), resume=False) == note_data(file, splits(), resume=True) == []
+    (root / "train" / "images" / "03.jpg").unlink()
+    (root / "val" / "annotations" / "03.txt").write_text("30,41,50,60,1,4,0,0\n")
+    assert note_data(file, splits(), resume=True) == [
+        "the data of train have changed: 12 images with 12 boxes when the run began, 11 with 11 now",
+        "the data of val have changed: 12 images with 12 boxes when the run began, 12 with 12 now",
+    ]
+    assert note_data(file, splits(), resume=False) == note_data(file, splits(), resume=True) == []
+    file.write_text("[")
+    assert "is damaged" in note_data(file, splits(), resume=True)[0]
+
+
+def test_f07_strict_training_stops_at_a_file_that_breaks(
+    tiny_train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = write_data(tmp_path / "data") / "train" / "images"
+    cut(images / "03.jpg")
+    assert tiny_train("--data", str(tmp_path / "data"), "--no-distill", "--strict", "--workers", "1") == 2
+    line = capfd.readouterr().err
+    assert re.fullmatch(rf"zoominnet\.train: {images}/03\.jpg: cannot be decoded: .*\n", line)
+
+
+def test_f15_training_ends_when_a_worker_is_killed(
+    tiny_train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_data(tmp_path / "data") / "train" / "images" / "05.jpg"
+    load = DetectionDataset._load
+
+    def killed(self: DetectionDataset, record: ImageRecord) -> Tensor:
+        if record.path == path:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, record)
+
+    monkeypatch.setattr(DetectionDataset, "_load", killed)
+    assert tiny_train("--data", str(tmp_path / "data"), "--no-distill", "--workers", "2") == 74
+    line = capfd.readouterr().err
+    assert line.startswith("zoominnet.train: DataLoader worker (pid")
+    assert f", while reading {path}: if memory ran out" in line
+    assert line.count("\n") == 1
+
+
+def test_f15_the_timeout_is_an_option(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train("--loader-timeout", "0") == 2
+    assert capsys.readouterr().err == "zoominnet.train: --loader-timeout: 0.0 is not positive\n"
+
+
+# F10: images without objects
+
+
+def make_module(student: str, backend: str = "reference", size: int = 128) -> TrainingModule:
+    """Small, without BatchNorm's coupling of the images of a batch."""
+    torch.manual_seed(0)
+    options = {"channels": 16, "norm_eval": True}
+    model = build_model(student, "resnet18", 10, size, **options)
+    teacher = build_model("teacher", "resnet18", 10, 2 * size, **options)
+    for each in (model, teacher):
+        each.set_kernel_backend(backend)
+    return TrainingModule(model, Distiller(model, teacher, DistillOptions())).train()
+
+
+def images_of(count: int, size: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def target_of(*boxes: tuple[float, float, float, float]) -> dict[str, Tensor]:
+    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.arange(len(boxes)) % 10}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+def test_f10_a_batch_without_objects_trains_the_classifier_alone(student: str, backend: str) -> None:
+    module = make_module(student, backend)
+    losses = module(images_of(2, 256), [target_of(), target_of()])
+    assert losses.distill is not None
+    assert losses.task["bbox_regression"].item() == losses.distill.loss.item() == 0
+    assert losses.distill.coverage.tolist() == [0] * 5
+    loss = losses.task["classification"] + losses.task["bbox_regression"] + losses.distill.loss
+    assert torch.isfinite(loss)
+    assert loss > 0
+    distill_gradients = torch.autograd.grad(losses.distill.loss, losses.features, retain_graph=True)
+    assert all(not gradient.any() for gradient in distill_gradients)  # in the graph, and nought
+    loss.backward()
+    reached = {name: parameter.grad for name, parameter in module.model.named_parameters() if parameter.requires_grad}
+    assert all(gradient is not None for gradient in reached.values())  # all in the graph, as DDP needs
+    for name, gradient in reached.items():
+        assert torch.isfinite(gradient).all()
+        assert bool(gradient.any()) != name.startswith("head.regression"), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_f10_an_image_without_objects_is_background_in_a_mixed_batch(backend: str) -> None:
+    """The losses of a mixed batch follow from those of its images, each alone."""
+    module = make_module("fa", backend).double()
+    images, target = images_of(2, 256), target_of((20, 30, 60, 90), (100, 100, 190, 180))
+    with torch.no_grad():
+        image = [images[:1].double(), images[1:].double()]
+        full, empty = module.model, target_of()
+        halves = [torch.nn.functional.avg_pool2d(each / 255, 2) for each in image]
+        half = {"boxes": target["boxes"] / 2, "labels": target["labels"]}
+        predictions = [full.predict(full.head.towers(full.features(each)), (128, 128)) for each in halves]
+        alone, background = full.losses(predictions[0], [half]), full.losses(predictions[1], [empty])
+        both = full.predict(full.head.towers(full.features(torch.cat(halves))), (128, 128))
+        mixed = full.losses(both, [half, empty])
+    positives = (max_iou_assign(both.grids, half["boxes"]) >= 0).sum()
+    assert positives > 1
+    expected = alone["classification"] + background["classification"] / positives
+    torch.testing.assert_close(mixed["classification"], expected, rtol=1e-5, atol=0)  # the losses are float32
+    torch.testing.assert_close(mixed["bbox_regression"], alone["bbox_regression"], rtol=1e-5, atol=0)
+
+
+# F11: thousands of objects
+
+_CROWD = """
+import sys, torch
+from zoominnet.distill import Distiller, DistillOptions
+from zoominnet.engine.trainer import TrainingModule
+from zoominnet.models import build_model
+
+def peak_mib():
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) // 1024
+
+student, backend, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model = build_model(student, "resnet18", 10, 640, channels=64)
+teacher = build_model("teacher", "resnet18", 10, 1280, channels=64)
+for each in (model, teacher):
+    each.set_kernel_backend(backend)
+module = TrainingModule(model.train(), Distiller(model, teacher, DistillOptions()))
+generator = torch.Generator().manual_seed(1)
+corners = torch.rand(count, 2, generator=generator) * 1200
+boxes = torch.cat([corners, corners + 8 + 60 * torch.rand(count, 2, generator=generator)], dim=1)
+labels = torch.randint(0, 10, (count,), generator=generator)
+images = torch.randint(0, 256, (1, 3, 1280, 1280), dtype=torch.uint8, generator=generator)
+losses = module(images, [{"boxes": boxes, "labels": labels}])
+loss = sum(losses.task.values()) + 0.01 * losses.distill.loss
+loss.backward()
+assert torch.isfinite(loss) and losses.distill.coverage.min() > 0
+print(peak_mib())
+"""
+
+
+def crowd_peak_mib(student: str, backend: str, count: int) -> int:
+    """Peak memory of a process that makes one training step on a 640 px image with `count` boxes."""
+    command = [sys.executable, "-c", _CROWD, student, backend, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not FUSED, reason="the native kernels are not built")
+def test_f11_five_thousand_boxes_with_the_fused_kernels() -> None:
+    assert crowd_peak_mib("fa", "fused", 5_000) < 2048
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+def test_f11_five_thousand_boxes_with_the_reference(student: str) -> None:
+    few, many = (crowd_peak_mib(student, "reference", count) for count in (10, 5_000))
+    assert many < 2048
+    assert many - few < 150  # 5,000 x 307,000 pairs would be 6 GB
+
+
+def matched_in_chunks(anchors: Tensor, boxes: Tensor, rows: int) -> Tensor:
+    """torchvision's Matcher by its definition, a few anchors at a time: int64[A]."""
+    parts = [box_iou(boxes, part) for part in anchors.split(rows)]
+    best_of_box = torch.stack([part.max(dim=1).values for part in parts]).max(dim=0).values
+    matched = []
+    for part in parts:
+        best, index = part.max(dim=0)
+        out = index.clone()
+        out[best < 0.4] = Matcher.BELOW_LOW_THRESHOLD
+        out[(best >= 0.4) & (best < 0.5)] = Matcher.BETWEEN_THRESHOLDS
+        favourite = ((part == best_of_box[:, None]) & (best_of_box[:, None] > 0)).any(dim=0)
+        matched.append(torch.where(favourite, index, out))
+    return torch.cat(matched)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_f11_the_assignment_of_five_thousand_boxes_equals_that_of_small_chunks(backend: str) -> None:
+    """Whole px, so that no rounding decides a tie; the coarse levels of a 640 px image."""
+    model: RetinaNet = build_model("snet", "resnet18", 10, 640, channels=16)
+    grids = model.anchor_grids[2:]
+    generator = torch.Generator().manual_seed(2)
+    corners = torch.randint(0, 600, (5_000, 2), generator=generator).float()
+    boxes = torch.cat([corners, corners + torch.randint(4, 200, (5_000, 2), generator=generator)], dim=1)
+    found = max_iou_assign(grids, boxes, backend="native" if backend == "fused" else backend)
+    anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in grids])
+    print((found != matched_in_chunks(anchors, boxes, 512)).sum(), len(found), (found >= 0).sum())
+    assert torch.equal(found, matched_in_chunks(anchors, boxes, 512))
+    assert (found >= 0).sum() > 500
+
+
+# F12: levels without a key position
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+@pytest.mark.parametrize("empty", range(5))
+def test_f12_a_level_without_objects_adds_nothing_and_stays_in_the_graph(
+    student: str, backend: str, empty: int
+) -> None:
+    torch.manual_seed(0)
+    models = [build_model(name, "resnet18", 10, size, channels=4) for name, size in ((student, 256), ("teacher", 512))]
+    for each in models:
+        each.set_kernel_backend(backend)
+    model, teacher = models
+    # Each box counts at the level whose anchors fit it best, so leaving one box out empties its level.
+    distiller = Distiller(model, teacher, DistillOptions(boxes="best-level"))
+    boxes = [
+        grid.boxes()[grid.shape[0] // 2, grid.shape[1] // 2, 4]
+        for level, grid in enumerate(model.anchor_grids)
+        if level != empty
+    ]
+    student_maps = [
+        torch.randn(2, 4, *(side // (2 if student == "la" else 1) for side in grid.shape), requires_grad=True)
+        for grid in model.anchor_grids
+    ]
+    factor = 2 if student == "snet" else 1
+    teacher_maps = [torch.randn(2, 4, *(factor * side for side in grid.shape)) for grid in model.anchor_grids]
+    output = distiller(student_maps, teacher_maps, model.anchor_grids, [torch.stack(boxes), torch.zeros(0, 4)])
+    assert [share > 0 for share in output.coverage.tolist()] == [level != empty for level in range(5)]
+    assert output.level_losses[empty] == 0
+    assert (output.level_losses > 0).sum() == 4
+    output.loss.backward()
+    for level, each in enumerate(student_maps):
+        assert each.grad is not None  # in the graph
+        assert torch.isfinite(each.grad).all()
+        assert bool(each.grad.any()) == (level != empty)
+
+
+def test_f12_levels_that_no_object_fits_in_real_training(tiny_train: Train, tmp_path: Path) -> None:
+    """Only tiny boxes: with --mask-boxes best-level the deep levels are empty in every step."""
+    write_data(tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*.txt"):
+        path.write_text("30,40,5,6,1,4,0,0\n")
+    options = ["--data", str(tmp_path / "data"), "--mask-boxes", "best-level", "--teacher-epochs", "1", "--epochs", "1"]
+    assert tiny_train(*options) == 0
+    lines = (tmp_path / "run" / "student" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    for step in steps:
+        assert step["distill_levels"][2:] == step["coverage"][2:] == [0, 0, 0]
+        assert step["skipped"] == 0
+        assert np.isfinite(step["loss"])

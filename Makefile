@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The C++ library takes seconds to build, the CUDA library minutes: make setup ZOOMINNET_BUILD=cuda where it is wanted.
 export ZOOMINNET_BUILD ?= cpu
 
-.PHONY: setup demo test lint lock gpu-check clean
+.PHONY: setup demo test soak lint lock gpu-check clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The long fault tests, which `make test` leaves out.
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak --timeout 1800 --durations 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

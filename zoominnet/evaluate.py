@@ -164,7 +164,7 @@ def scores_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status (see zoominnet.command)."""
+    """Returns the exit status (see zoominnet.errors)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m zoominnet.evaluate", description=__doc__)
     console = make_console()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -206,6 +208,17 @@ def make_loader(
 
 
 def _start_worker(worker_id: int) -> None:
-    """One thread each; Ctrl-C reaches the whole process group, and it is the main process that decides what to do."""
+    """One thread each. It is the main process that decides what a signal to the whole process group means."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    """Ends this process at a SIGTERM of the main process, which so ends workers that hang, and of no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

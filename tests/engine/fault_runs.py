@@ -28,10 +28,34 @@ from zoominnet import train
 from zoominnet.engine.checkpoint import MODEL, OPTIMIZER, STATE, newest_checkpoint
 from zoominnet.models import backbone
 
-TINY = (
-    "--profile demo --student snet --image-size 32 --channels 8 --batch-size 2 --synthetic-images 12 3 --workers 0 "
-    "--warmup-steps 0 --log-every 1 --checkpoint-every 4 --deterministic --teacher-epochs 3 --epochs 7"
-).split()
+TINY = [
+    "--profile",
+    "demo",
+    "--student",
+    "snet",
+    "--image-size",
+    "32",
+    "--channels",
+    "8",
+    "--batch-size",
+    "2",
+    "--synthetic-images",
+    "12",
+    "3",
+    "--workers",
+    "0",
+    "--warmup-steps",
+    "0",
+    "--log-every",
+    "1",
+    "--checkpoint-every",
+    "4",
+    "--deterministic",
+    "--teacher-epochs",
+    "3",
+    "--epochs",
+    "7",
+]
 """18 steps of a teacher and 42 of a student that learns from it, in epochs of 6."""
 PHASES = {"teacher": 18, "student": 42}
 STEPS = sum(PHASES.values())

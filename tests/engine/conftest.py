@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_runs import TinyRun, digest, small_backbone
 
 from zoominnet import train
+from zoominnet.models import backbone
 
 TINY = [
     "--profile",
@@ -48,3 +50,22 @@ def tiny_train(tmp_path: Path) -> Train:
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the uninterrupted run of fault_runs.py ends with."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert TinyRun(out).wait() == 0
+    hashes = digest(out)
+    for what, value in hashes.items():
+        print(f"F1 uninterrupted, {what}: {value[:16]}")
+    return hashes
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small backbone of fault_runs.py, in this process, and one thread for it."""
+    monkeypatch.setitem(backbone.BACKBONES, "resnet18", backbone.BACKBONES["resnet18"])
+    small_backbone()
+    torch.set_num_threads(1)

@@ -177,3 +177,69 @@ def digest(out: Path) -> dict[str, str]:
 
 def metrics(out: Path, phase: str = "student") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / phase / "metrics.jsonl").read_text().splitlines()]
+
+
+# Hooks: functions that a run's process calls before it trains.
+
+
+def slow_validation(marker: Path) -> None:
+    """Leaves `marker` when a validation begins, and takes at least 0.2 s a batch from there on."""
+    from zoominnet.engine import run
+
+    predict = run.predict_split
+
+    def slow(*arguments: Any, progress: Callable[[int], None], **options: Any) -> Any:
+        marker.touch()
+
+        def wait(done: int) -> None:
+            time.sleep(0.2)
+            progress(done)
+
+        return predict(*arguments, progress=wait, **options)
+
+    run.predict_split = slow
+
+
+def slow_writing(marker: Path) -> None:
+    """Leaves `marker` when a checkpoint is being written, which takes at least 1 s."""
+    from zoominnet.engine import checkpoint
+
+    write = checkpoint._write_files
+
+    def slow(*arguments: Any) -> None:
+        marker.touch()
+        time.sleep(1)
+        write(*arguments)
+
+    checkpoint._write_files = slow
+
+
+def hang(step: int, marker: Path) -> None:
+    """The step after `step` never ends; leaves `marker` then."""
+    from zoominnet.engine.trainer import Phase
+
+    train_step = Phase._train_step
+
+    def hanging(phase: Phase, *arguments: Any) -> dict[str, Any]:
+        if phase.step == step:
+            marker.touch()
+            time.sleep(LIMIT_S)
+        return train_step(phase, *arguments)
+
+    Phase._train_step = hanging  # type: ignore[method-assign]
+
+
+def limit_file_size(step: int, size: int) -> None:
+    """From `step` on no file can grow beyond `size` bytes."""
+    import resource
+
+    from zoominnet.engine.trainer import Phase
+
+    train_step = Phase._train_step
+
+    def limited(phase: Phase, *arguments: Any) -> dict[str, Any]:
+        if phase.step == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        return train_step(phase, *arguments)
+
+    Phase._train_step = limited  # type: ignore[method-assign]

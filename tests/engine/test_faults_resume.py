@@ -12,17 +12,6 @@ from fault_runs import STEPS, TinyRun, digest, steps_done
 KILLS = 25
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the uninterrupted run ends with."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert TinyRun(out).wait() == 0
-    hashes = digest(out)
-    for what, value in hashes.items():
-        print(f"F1 uninterrupted, {what}: {value[:16]}")
-    return hashes
-
-
 def run_and_kill(out: Path, step: int, delay_s: float, *options: str) -> None:
     """Trains until `step` steps are logged, and `delay_s` more; then SIGKILL."""
     run = TinyRun(out, *options)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_runs import TinyRun, digest, small_backbone
+from fault_runs import QUICK, TinyRun, digest, small_backbone
 
 from zoominnet import train
 from zoominnet.models import backbone
@@ -52,15 +52,24 @@ def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the uninterrupted run of fault_runs.py ends with."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert TinyRun(out).wait() == 0
+def uninterrupted(out: Path, *options: str) -> dict[str, str]:
+    assert TinyRun(out, *options).wait() == 0
     hashes = digest(out)
     for what, value in hashes.items():
         print(f"F1 uninterrupted, {what}: {value[:16]}")
     return hashes
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the run of fault_runs.py ends with when nothing happens to it."""
+    return uninterrupted(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="session")
+def quick_whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same of the quick run."""
+    return uninterrupted(tmp_path_factory.mktemp("whole") / "run", *QUICK)
 
 
 @pytest.fixture

@@ -57,8 +57,10 @@ TINY = [
     "7",
 ]
 """18 steps of a teacher and 42 of a student that learns from it, in epochs of 6."""
-PHASES = {"teacher": 18, "student": 42}
-STEPS = sum(PHASES.values())
+STEPS = 60
+QUICK = ["--teacher-epochs", "2", "--epochs", "3"]
+"""After `TINY`: 12 steps and 18."""
+PHASES = ("teacher", "student")
 LIMIT_S = 300
 """Longest wait for anything, generous for a loaded machine."""
 

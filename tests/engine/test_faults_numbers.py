@@ -21,7 +21,7 @@ from zoominnet.engine.trainer import Phase
 from zoominnet.models import RetinaNet
 
 POINTS = ("images", "features", "teacher maps", "loss", "gradient")
-VALUES = (math.nan, math.inf, -math.inf)
+VALUES = (math.nan, math.inf)
 
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -99,7 +99,7 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
 
     monkeypatch.setattr(Phase, "_train_step", step)
     steps = 2 * len(cases) + 1
-    options = ["--teacher-epochs", "1", "--max-steps", str(steps), "--no-check-teacher", "--epochs", "6"]
+    options = ["--teacher-epochs", "1", "--max-steps", str(steps), "--no-check-teacher", "--epochs", "4"]
     assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
     assert len(changed) == steps
     out = " ".join(capsys.readouterr().out.split())

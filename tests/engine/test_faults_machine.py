@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import zoominnet
 from zoominnet import errors, evaluate, train
+from zoominnet.data.__main__ import main as data_main
 from zoominnet.engine.checkpoint import list_checkpoints, newest_checkpoint
 from zoominnet.engine.log import RunLog
 from zoominnet.engine.trainer import Phase
@@ -424,3 +425,70 @@ def test_errors_of_the_machine_are_one_line(
     if not isinstance(error, KeyboardInterrupt):
         assert train.main([*command, "--resume", "--debug"]) == status
         assert "Traceback" in capsys.readouterr().err
+
+
+BAD_TRAIN = [
+    (["--seed", "-1"], "--seed: -1 is negative"),
+    (["--synthetic-images", "0", "3"], "--synthetic-images: (0, 3) are not both at least 1"),
+    (["--frozen-stages", "9"], "--frozen-stages: 9 is not in 0..4"),
+    (["--stride-in-1x1", "True"], "--stride-in-1x1 True: resnet18 has no bottlenecks; leave it out"),
+    (["--lr", "inf"], "--lr: inf is not finite"),
+    (["--lambda-distill", "nan"], "--lambda-distill: nan is negative"),
+    (["--weights", "text.txt"], "text.txt"),
+    (["--weights", "folder"], "folder"),
+    (["--teacher", "text.txt"], "text.txt: damaged or not a safetensors file"),
+    (["--teacher", "folder"], "folder: holds no checkpoint; give a run folder"),
+    (["--data", "text.txt"], "text.txt"),
+    (["--data", "folder"], "folder"),
+    (["--data", "bad.json"], "bad.json"),
+    (["--device", "cuda:99"], "--device: 'cuda:99' is not here"),
+]
+BAD_EVALUATE = [
+    (["nowhere"], "nowhere: no such file or folder"),
+    (["folder"], "folder: holds no checkpoint"),
+    (["text.txt"], "text.txt: damaged or not a safetensors file"),
+    (["folder", "--batch-size", "0"], "--batch-size: 0 is not at least 1"),
+    (["folder", "--workers", "-1"], "--workers: -1 is not at least 0"),
+    (["folder", "--seed", "-1"], "--seed: -1 is not at least 0"),
+    (["folder", "--synthetic-images", "0"], "--synthetic-images: 0 is not at least 1"),
+    (["folder", "--score-threshold", "nan"], "--score-threshold: nan is not in [0, 1)"),
+    (["folder", "--json", "text.txt"], "--json text.txt: exists already"),
+    (["folder", "--json", "no/x.json"], "--json no/x.json: there is no folder no; make it"),
+    (["folder", "--device", "abacus"], "--device: 'abacus' is not a device"),
+]
+BAD_DATA = [(["check", name], name) for name in ("nowhere", "folder", "text.txt", "bad.json")]
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
+    "train": (train.main, TINY),
+    "evaluate": (evaluate.main, []),
+    "data": (data_main, []),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [("train", *bad) for bad in BAD_TRAIN]
+    + [("evaluate", *bad) for bad in BAD_EVALUATE]
+    + [("data", *bad) for bad in BAD_DATA],
+    ids=str,
+)
+@pytest.mark.usefixtures("small")
+def test_users_errors_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "bad.json").write_text("{")
+    main, first = COMMANDS[command]
+    assert main([*first, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"zoominnet.{command}: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert main([*first, *options, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -23,8 +23,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# The long fault tests, which `make test` leaves out.
 soak: $(STAMP)
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak --timeout 1800 --durations 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

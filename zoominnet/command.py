@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from rich.console import Console
 
 from zoominnet.data import MAX_PIXELS, DataError, Split, SyntheticScenes, loader_failure, open_split
-from zoominnet.errors import UserError
+from zoominnet.errors import EXIT_INTERRUPTED, EXIT_IO_ERROR, EXIT_OUT_OF_MEMORY, EXIT_USER_ERROR, UserError
 from zoominnet.kernels import BackendUnavailableError
-
-EXIT_USER_ERROR, EXIT_IO_ERROR, EXIT_INTERRUPTED = 2, 74, 130
-"""Exit statuses: options or data that cannot be used; a file that cannot be read or written; Ctrl-C."""
-
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -25,10 +25,50 @@ class DeviceError(UserError):
     """There is no such device here."""
 
 
-def make_console() -> Console:
-    """The terminal as it is; where there is none, lines wide enough for the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH_WITHOUT_TERMINAL)
+class StandingOutput(io.TextIOBase):
+    """Standard output that may go away, or its disk fill up, without an error: that is reported once.
+
+    For long runs whose files matter more than what they say.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        self._survive(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._survive(self._stream.flush)
+
+    def _survive(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except OSError as error:
+            self._stream = open(os.devnull, "w")  # noqa: SIM115
+            with suppress(OSError):  # standard error may be the same closed pipe
+                print(f"standard output cannot be written ({error.strerror}); going on without", file=sys.stderr)
+
+
+def make_console(*, standing: bool = False) -> Console:
+    """The terminal as it is; where there is none, lines wide enough for the tables.
+
+    Args:
+        standing: go on when standard output goes away, see :class:`StandingOutput`.
+    """
+    file = StandingOutput() if standing else None
+    console = Console(file=file)  # type: ignore[arg-type]
+    return console if console.is_terminal else Console(file=file, width=WIDTH_WITHOUT_TERMINAL)  # type: ignore[arg-type]
 
 
 def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
@@ -44,27 +84,56 @@ def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (UserError, BackendUnavailableError, OSError) as error:
+    except (UserError, BackendUnavailableError, OSError, MemoryError, RuntimeError) as raised:
+        error = (loader_failure(raised) if isinstance(raised, RuntimeError) else None) or raised
+        status = exit_status(error)
+        if status is None:
+            raise
         if debug:
             traceback.print_exc()
         else:
             print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return EXIT_IO_ERROR if isinstance(error, OSError) else getattr(error, "exit_status", EXIT_USER_ERROR)
-    except RuntimeError as error:
-        failure = loader_failure(error)
-        if failure is None or debug:
-            raise
-        print(f"{name}: {failure}", file=sys.stderr)
-        return failure.exit_status
+        return status
     return 0
+
+
+def exit_status(error: BaseException) -> int | None:
+    """The exit status of a command that `error` ends; None for a fault of this project, to be shown with its traceback."""
+    if isinstance(error, UserError | BackendUnavailableError):
+        return getattr(error, "exit_status", EXIT_USER_ERROR)
+    if isinstance(error, OSError):
+        return EXIT_IO_ERROR
+    return EXIT_OUT_OF_MEMORY if is_out_of_memory(error) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not get memory; torch's CPU allocator says so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room: the quota is used up",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EACCES: "look at the permissions",
+    errno.EPERM: "look at the permissions",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOENT: "look at the name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --workers",
+}
 
 
 def one_line(error: BaseException) -> str:
     """The message of `error`; of one that comes from a loader's worker, without the traceback that it carries."""
     text = str(error).strip()
+    if is_out_of_memory(error):
+        return f"out of memory ({text.splitlines()[0] if text else 'Python'}); lower --batch-size or --image-size"
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, 'look at the file and its disk')}"
     if "Original Traceback" in text:
-        text = re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1].replace("\n", "; ")
-    return text
+        text = re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1]
+    return "; ".join(text.splitlines())
 
 
 def choose_device(name: str) -> torch.device:

@@ -196,7 +196,20 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is not at least 1")
+        if min(self.synthetic_images) < 1:
+            raise ConfigError(f"--synthetic-images: {self.synthetic_images} are not both at least 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == float("inf"):
+                raise ConfigError(f"--{field.name.replace('_', '-')}: {value} is not finite")
+        if not 0 <= self.frozen_stages <= 4:
+            raise ConfigError(f"--frozen-stages: {self.frozen_stages} is not in 0..4")
+        if self.stride_in_1x1 and self.backbone in ("resnet18", "resnet34"):
+            raise ConfigError(
+                f"--stride-in-1x1 True: {self.backbone} has no bottlenecks; leave it out, or choose resnet50 or resnet101"
+            )
         for name in (
+            "seed",
             "workers",
             "verify_kernels",
             "warmup_steps",

@@ -1,4 +1,27 @@
-"""The root of every error that the user can mend."""
+"""The root of every error that the user can mend, and the exit statuses of all commands.
+
+====== ================================================================================================================
+status meaning
+====== ================================================================================================================
+0      done
+1      ``data check --strict`` found something that would be dropped; or a fault of this project, with its traceback
+2      an option, a file or data that cannot be used: the line on standard error tells what, where, and the remedy
+65     training diverged: loss or gradient were not finite in ten steps in a row
+70     --verify-kernels found a fast kernel that differs from the reference
+71     out of memory, of the GPU or of the machine
+74     a file cannot be read or written: the disk is full, for instance
+129    stopped by SIGHUP: the terminal went away
+130    stopped by SIGINT: Ctrl-C
+138    stopped by SIGUSR1: a cluster's notice that time is up
+143    stopped by SIGTERM
+====== ================================================================================================================
+
+Training that is stopped (128 + the signal's number) finishes its step and writes a checkpoint first; a second signal
+ends it at once. After 65, 71, 74 and any stop, ``--resume`` goes on from the newest checkpoint.
+"""
+
+EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_KERNEL_MISMATCH, EXIT_OUT_OF_MEMORY = 2, 65, 70, 71
+EXIT_IO_ERROR, EXIT_INTERRUPTED = 74, 130
 
 
 class UserError(ValueError):
@@ -8,4 +31,4 @@ class UserError(ValueError):
         exit_status: of a command that ends by it.
     """
 
-    exit_status = 2
+    exit_status = EXIT_USER_ERROR

@@ -78,6 +78,28 @@ class EvaluateConfig:
     debug: bool = False
     """Show the traceback of an error."""
 
+    def check(self) -> None:
+        """Refuses values that no evaluation can use.
+
+        Raises:
+            UserError: naming the option.
+        """
+        for name, least in (
+            ("synthetic_images", 1),
+            ("batch_size", 1),
+            ("seed", 0),
+            ("workers", 0),
+            ("latency_repeats", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least {least}")
+        if not self.loader_timeout > 0:
+            raise UserError(f"--loader-timeout: {self.loader_timeout} is not positive")
+        if not 0 <= self.score_threshold < 1:
+            raise UserError(f"--score-threshold: {self.score_threshold} is not in [0, 1)")
+        if self.json is not None and not self.json.parent.is_dir():
+            raise UserError(f"--json {self.json}: there is no folder {self.json.parent}; make it, or name another file")
+
 
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     """Measures a model.
@@ -166,14 +188,13 @@ def scores_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status (see zoominnet.command)."""
+    """Returns the exit status (see zoominnet.errors)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m zoominnet.evaluate", description=__doc__)
     console = make_console()
 
     def job() -> None:
-        if not config.loader_timeout > 0:
-            raise UserError(f"--loader-timeout: {config.loader_timeout} is not positive")
+        config.check()
         if config.json is not None and config.json.exists():
             raise UserError(f"--json {config.json}: exists already; name another file")
         result = evaluate(config, console)

@@ -88,11 +88,12 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 (user error), 65 (diverged), 70 (a fast kernel differs from the reference), 74 (input or
-    output failed), 130/143 (stopped)."""
+    """Returns the exit status (see zoominnet.errors)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return run_command(
-        "zoominnet.train", lambda: Run(parse(arguments), make_console()).run(), debug="--debug" in arguments
+        "zoominnet.train",
+        lambda: Run(parse(arguments), make_console(standing=True)).run(),
+        debug="--debug" in arguments,
     )
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_runs import QUICK, TinyRun, digest, small_backbone
 
 from zoominnet import train
+from zoominnet.models import backbone
 
 TINY = [
     "--profile",
@@ -56,3 +58,31 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def uninterrupted(out: Path, *options: str) -> dict[str, str]:
+    assert TinyRun(out, *options).wait() == 0
+    hashes = digest(out)
+    for what, value in hashes.items():
+        print(f"F1 uninterrupted, {what}: {value[:16]}")
+    return hashes
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the run of fault_runs.py ends with when nothing happens to it."""
+    return uninterrupted(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="session")
+def quick_whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same of the quick run."""
+    return uninterrupted(tmp_path_factory.mktemp("whole") / "run", *QUICK)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small backbone of fault_runs.py, in this process, and one thread for it."""
+    monkeypatch.setitem(backbone.BACKBONES, "resnet18", backbone.BACKBONES["resnet18"])
+    small_backbone()
+    torch.set_num_threads(1)

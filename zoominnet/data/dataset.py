@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from zoominnet.data.images import ImageError, decode_image
 from zoominnet.data.plan import AUGMENTATION, Key, keyed_rng
 from zoominnet.data.records import DataError, ImageRecord, Split
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, resize_image
-from zoominnet.errors import UserError
+from zoominnet.errors import EXIT_IO_ERROR, UserError
 
 logger = logging.getLogger("zoominnet.data")
 
@@ -37,7 +36,7 @@ _loaded: weakref.WeakSet[DetectionDataset] = weakref.WeakSet()  # those that a l
 class LoaderError(UserError):
     """A sample could not be made, or a process that makes them died or hangs. The message is one line."""
 
-    exit_status = 74  # EX_IOERR, as for files that cannot be read
+    exit_status = EXIT_IO_ERROR
 
 
 class Target(TypedDict):
@@ -328,6 +327,7 @@ def _dead_workers() -> set[int]:
 
 
 def _start_worker(worker_id: int) -> None:
-    """One thread each; Ctrl-C reaches the whole process group, and it is the main process that decides what to do."""
+    """One thread each; in a group of its own, which neither Ctrl-C nor torchrun's signals to a process' group reach: it
+    is the main process that decides what to do, and a step may need its workers to the end."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()

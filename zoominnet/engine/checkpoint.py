@@ -4,18 +4,23 @@ A checkpoint is ``<run>/checkpoints/step-00001234/`` with
 
 - ``model.safetensors``: the model's state dict; its metadata rebuild the model, so the file is enough to predict with,
 - ``optimizer.safetensors`` and ``state.json``: what a run needs to go on,
-- ``manifest.json``: sizes and SHA-256 of the others, the step and the validation AP.
+- ``manifest.json``: sizes and SHA-256 of the others and of itself, the step and the validation AP.
 
-Nothing is ever pickled or unpickled.
+Nothing is ever pickled or unpickled. Once a run has a checkpoint there is a whole one at every moment: a new one appears
+by a rename, an old one is renamed out of the way before any of its files goes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +31,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoominnet
-from zoominnet.errors import UserError
+from zoominnet.errors import EXIT_IO_ERROR, UserError
 from zoominnet.models import RetinaNet, build_model
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-_PREFIX, _TEMPORARY = "step-", ".writing-"
+_PREFIX, _TEMPORARY, _DELETED = "step-", ".writing-", ".deleting-"
+_REPLACED = ".replaced"
+"""Ends the name of a checkpoint that one of the same step takes the place of; it counts until that is done."""
+_NAME = re.compile(rf"{_PREFIX}(\d+)({re.escape(_REPLACED)})?")
 _METADATA_KEY = "zoominnet"
+
+logger = logging.getLogger("zoominnet.engine")
 
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another model. The message is one line with the remedy."""
+
+
+class CheckpointWriteError(UserError):
+    """A checkpoint that could not be written: the disk is full, for instance. What was there before is untouched."""
+
+    exit_status = EXIT_IO_ERROR
 
 
 @dataclass(frozen=True)
@@ -95,13 +111,33 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def _to_json(value: object) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest file, which holds the SHA-256 of the rest of itself."""
+    digest = hashlib.sha256(_to_json(manifest).encode()).hexdigest()
+    return _to_json({**manifest, "sha256": digest})
+
+
+def _delete(path: Path) -> None:
+    """Out of sight at once, so that no half-deleted checkpoint is ever seen."""
+    hidden = path.with_name(f"{_DELETED}{path.name}")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that later changes of `tensors` do not reach."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def save_checkpoint(
@@ -124,42 +160,164 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointWriteError: naming the reason and the bytes needed; nothing of it is left behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step:08d}"
     temporary = folder / f"{_TEMPORARY}{step:08d}"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir()
+    tensors = [{k: v.detach().contiguous().cpu() for k, v in each.items()} for each in (model_state, optimizer_state)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir()
+        _write_files(temporary, step, tensors, info, state)
+        replaced = final.with_name(final.name + _REPLACED)
+        if final.exists():
+            if replaced.exists():
+                _delete(replaced if _is_whole(final) else final)
+            if final.exists():
+                final.rename(replaced)
+        temporary.rename(final)
+        _fsync(folder)
+        if replaced.exists():
+            _delete(replaced)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
+        shutil.rmtree(temporary, ignore_errors=True)
+        needed = sum(t.numel() * t.element_size() for each in tensors for t in each.values())
+        kept = next(reversed(list_checkpoints(folder)), None)
+        raise CheckpointWriteError(
+            f"{final}: cannot be written ({_reason(error)}); it needs {needed:,} bytes, {_free_bytes(folder)} are free; "
+            f"{kept.name if kept else 'no checkpoint'} is kept: make room, then go on with --resume"
+        ) from error
+    return final
+
+
+def _write_files(
+    folder: Path, step: int, tensors: list[dict[str, Tensor]], info: ModelInfo, state: Mapping[str, Any]
+) -> None:
     metadata = {
         "format": "pt",
         _METADATA_KEY: json.dumps({"version": zoominnet.__version__, "info": info.__dict__}),
     }
-    save_file({k: v.detach().contiguous().cpu() for k, v in model_state.items()}, temporary / MODEL, metadata)
-    save_file({k: v.detach().contiguous().cpu() for k, v in optimizer_state.items()}, temporary / OPTIMIZER)
-    _write_json(temporary / STATE, state)
+    save_file(tensors[0], folder / MODEL, metadata)
+    save_file(tensors[1], folder / OPTIMIZER)
+    (folder / STATE).write_text(_to_json(state), encoding="utf-8")
     files = {
-        name: {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in (MODEL, OPTIMIZER, STATE)
     }
-    _write_json(temporary / MANIFEST, {"step": step, "ap": info.ap, "files": files})
+    (folder / MANIFEST).write_text(_seal({"step": step, "ap": info.ap, "files": files}), encoding="utf-8")
     for name in (*files, MANIFEST):
-        _fsync(temporary / name)
-    _fsync(temporary)
-    if final.exists():  # the same step written again after a resume: same content
-        shutil.rmtree(final)
-    temporary.rename(final)
+        _fsync(folder / name)
     _fsync(folder)
-    return final
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+
+
+def _free_bytes(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free:,}"
+    except OSError:
+        return "an unknown number"
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run in a thread, so that training waits for a copy of the tensors, not for the disk.
+
+    One checkpoint at a time, each followed by the deletion of old ones. Takes memory for one copy of the tensors.
+
+    Args:
+        folder: the run's checkpoints folder.
+        keep: see :func:`prune_checkpoints`.
+        before: called in the thread before each write.
+    """
+
+    def __init__(self, folder: Path, keep: int, before: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.keep, self.before = folder, keep, before
+        self._pending: Future[Path] | None = None
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        info: ModelInfo,
+        optimizer_state: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Waits for the write before, copies the tensors and starts writing; arguments as :func:`save_checkpoint`.
+
+        Raises:
+            CheckpointWriteError: of the write before.
+        """
+        self.wait()
+        arguments = (self.folder, step, to_cpu(model_state), info, to_cpu(optimizer_state), dict(state))
+        pending: Future[Path] = Future()
+
+        def write() -> None:
+            try:
+                self.before()
+                path = save_checkpoint(*arguments)
+                prune_checkpoints(path, self.keep)
+            except BaseException as error:  # raised again by wait(), in the thread that trains
+                pending.set_exception(error)
+            else:
+                pending.set_result(path)
+
+        self._pending = pending
+        # A daemon, so that a second Ctrl-C need not wait for the disk.
+        threading.Thread(target=write, name="checkpoint-writer", daemon=True).start()
+
+    def poll(self) -> None:
+        """Raises the error of a write that has failed; does not wait."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last write is done, or raises its error (once)."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    """The checkpoints of a run, oldest first, of one step the one that is being replaced first."""
+    found = [(match, path) for path in folder.glob(f"{_PREFIX}*") if (match := _NAME.fullmatch(path.name))]
+    return [
+        path for match, path in sorted(found, key=lambda each: (int(each[0][1]), each[0][2] is None)) if path.is_dir()
+    ]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint's manifest, which it checks, and compares the files' sizes with it.
+
+    Raises:
+        CheckpointError: naming the file that is missing, altered or of another size.
+    """
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        content = {key: value for key, value in manifest.items() if key != "sha256"}
+        sizes = {name: content["files"][name]["bytes"] for name in (MODEL, OPTIMIZER, STATE)}
+        int(content["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: missing or damaged; use another checkpoint") from error
+    if text != _seal(content):
+        raise CheckpointError(f"{path / MANIFEST}: its SHA-256 differs from the one it holds; use another checkpoint")
+    for name, expected in sizes.items():
+        size = (path / name).stat().st_size if (path / name).is_file() else None
+        if size is None:
+            raise CheckpointError(f"{path / name}: missing; use another checkpoint")
+        if size != expected:
+            raise CheckpointError(f"{path / name}: {size} bytes where {expected} were written; use another checkpoint")
+    return manifest
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads the manifest and compares every file with it.
+    """Compares every byte of a checkpoint with its manifest.
 
     Returns:
         The manifest.
@@ -167,26 +325,28 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: naming the file that is missing, truncated or altered.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: missing or damaged; use another checkpoint") from error
+    manifest = read_manifest(path)
     for name in (MODEL, OPTIMIZER, STATE):
-        if name not in files:
-            raise CheckpointError(f"{path / MANIFEST}: does not list {name}; use another checkpoint")
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != files[name][0]:
-            raise CheckpointError(f"{file}: {size} bytes where {files[name][0]} were written; use another checkpoint")
-        if _sha256(file) != files[name][1]:
-            raise CheckpointError(f"{file}: SHA-256 differs from the manifest's; use another checkpoint")
+        if _sha256(path / name) != manifest["files"][name]["sha256"]:
+            raise CheckpointError(f"{path / name}: SHA-256 differs from the manifest's; use another checkpoint")
     return manifest
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        verify_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _rank(manifest: Mapping[str, Any]) -> tuple[float, int]:
+    ap = manifest["ap"]
+    return (ap if ap is not None else -1.0, manifest["step"])
+
+
 def best_checkpoint(folder: Path) -> Path:
-    """The whole checkpoint of highest validation AP, the newest where none was measured.
+    """The whole checkpoint of highest validation AP, the newest where none was measured; logs which are damaged.
 
     Raises:
         CheckpointError: there is none.
@@ -194,33 +354,73 @@ def best_checkpoint(folder: Path) -> Path:
     found = []
     for path in list_checkpoints(folder):
         try:
-            manifest = verify_checkpoint(path)
-        except CheckpointError:
-            continue
-        ap = manifest.get("ap")
-        found.append((ap if ap is not None else -1.0, manifest["step"], path))
+            found.append((_rank(verify_checkpoint(path)), path))
+        except CheckpointError as error:
+            logger.warning("passed over %s", error)
     if not found:
         raise CheckpointError(f"{folder}: no whole checkpoint; train first, or name another folder")
-    return max(found)[2]
+    return max(found)[1]
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the `keep` newest and the one of highest AP, and what an interrupted write left."""
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
-    paths = list_checkpoints(folder)
-    if len(paths) <= keep:
-        return
-    best = best_checkpoint(folder)
-    for path in paths[:-keep]:
-        if path != best:
-            shutil.rmtree(path)
+def prune_checkpoints(written: Path, keep: int) -> None:
+    """Deletes what was there before `written`, a checkpoint known to be whole, except the best of it and what `keep`
+    says; and what an interrupted write or deletion left.
+
+    Later steps than that of `written` can only be damaged ones, which a resumed run passed over; it will write them anew.
+    Of earlier ones the sizes are looked at, not the contents, which would take as long as writing them.
+
+    Args:
+        written: the run's newest checkpoint.
+        keep: newest checkpoints to keep, `written` among them, besides the one of highest AP.
+
+    Raises:
+        CheckpointWriteError: something cannot be deleted.
+    """
+    folder = written.parent
+    try:
+        for leftover in [path for prefix in (_TEMPORARY, _DELETED) for path in folder.glob(f"{prefix}*")]:
+            shutil.rmtree(leftover)
+        paths = list_checkpoints(folder)
+        found = {}
+        for path in paths[: paths.index(written) + 1]:
+            try:
+                found[path] = _rank(read_manifest(path))
+            except CheckpointError as error:
+                logger.warning("deleted, for it is damaged: %s", error)
+                _delete(path)
+        kept = {*list(found)[-keep:], max(found, key=lambda path: found[path], default=written)}
+        for path in found.keys() - kept:
+            _delete(path)
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"{folder}: an old checkpoint cannot be deleted ({_reason(error)}); the new one is kept: look at the folder's "
+            "permissions, then go on with --resume"
+        ) from error
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Model tensors, optimiser tensors and JSON state of a verified checkpoint."""
+    """Model tensors, optimiser tensors and JSON state of a checkpoint, which it verifies.
+
+    Raises:
+        CheckpointError: damaged, or a tensor is not finite.
+    """
     verify_checkpoint(path)
-    return load_file(path / MODEL), load_file(path / OPTIMIZER), json.loads((path / STATE).read_text(encoding="utf-8"))
+    try:
+        model, optimizer = load_file(path / MODEL), load_file(path / OPTIMIZER)
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not written by this project ({_reason(error)}); use another checkpoint"
+        ) from error
+    for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
+        _require_finite(path / name, tensors)
+    return model, optimizer, state
+
+
+def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{file}: {name} holds NaN or Inf; use another checkpoint")
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
@@ -249,6 +449,8 @@ def find_model_file(path: Path) -> Path:
         CheckpointError: nothing usable there.
     """
     if path.is_file():
+        if path.name == MODEL and (path.parent / MANIFEST).is_file():
+            verify_checkpoint(path.parent)
         return path
     if (path / MANIFEST).is_file():
         verify_checkpoint(path)
@@ -274,35 +476,40 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-        state = load_file(file)
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: damaged or not a safetensors file ({error})") from error
+        raise CheckpointError(f"{file}: damaged or not a safetensors file ({_reason(error)})") from error
     try:
         fields = json.loads(metadata[_METADATA_KEY])["info"]
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
         info = ModelInfo(**fields)
-        model = build_model(
-            info.name,
-            info.backbone,
-            info.num_classes,
-            info.image_size,
-            channels=info.channels,
-            stride_in_1x1=info.stride_in_1x1,
-            la_predictor=info.la_predictor,
-            **options,
-        )
-    except (KeyError, TypeError, ValueError) as error:
+
+        def build() -> RetinaNet:
+            return build_model(
+                info.name,
+                info.backbone,
+                info.num_classes,
+                info.image_size,
+                channels=info.channels,
+                stride_in_1x1=info.stride_in_1x1,
+                la_predictor=info.la_predictor,
+                **options,
+            )
+
+        with torch.device("meta"):  # no memory for what a file merely claims to be
+            own = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RecursionError is a RuntimeError
         raise CheckpointError(
             f"{file}: not a model written by zoominnet.train (its metadata do not say which model it is); "
             "pretrained weights of other projects go to --weights"
         ) from error
-    own = model.state_dict()
-    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
-    if wrong or len(state) != len(own):
+    if different := [name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)]:
         raise CheckpointError(
-            f"{file}: does not fit the {info.name} on {info.backbone} it claims to be ({len(wrong)} tensors differ)"
+            f"{file}: does not fit the {info.name} on {info.backbone} it claims to be ({len(different)} tensors differ, "
+            f"the first is {min(different)}); use another checkpoint"
         )
-    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in state.values()):
-        raise CheckpointError(f"{file}: holds NaN or Inf; use another checkpoint")
+    state = load_file(file)
+    _require_finite(file, state)
+    model = build()
     model.load_state_dict(state)
     return model.eval(), info

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,39 +21,94 @@ from torch.utils.tensorboard import SummaryWriter
 class RunLog:
     """Writes metrics to ``metrics.jsonl`` (one JSON object a line) and to TensorBoard, in the run's folder.
 
+    A log that cannot be written does not stop a run: it is reported once, and metrics.jsonl lacks the lines.
+
     Args:
         folder: of the run, made if missing.
+        warn: reports what cannot be written.
         keep_bytes: length of metrics.jsonl to go on from: what stands behind it belongs to steps that a resumed run
             does again. 0 starts anew.
         first_step: the first step that will be logged (TensorBoard hides what it had from there on).
     """
 
-    def __init__(self, folder: Path, keep_bytes: int = 0, first_step: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        path.touch()
-        os.truncate(path, min(keep_bytes, path.stat().st_size))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+    def __init__(self, folder: Path, warn: Callable[[str], None], keep_bytes: int = 0, first_step: int = 0) -> None:
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._path = folder / "metrics.jsonl"
+        self._bytes = keep_bytes
+        self._file: FileIO | None = None
+        self._board: SummaryWriter | None = None
+        with self._survive("metrics.jsonl"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+            length = self._path.stat().st_size
+            if length < keep_bytes:
+                warn(f"{self._path}: {keep_bytes - length} bytes shorter than when the checkpoint was written")
+            self._bytes = min(keep_bytes, length)
+            self._file.truncate(self._bytes)
+        with self._survive("TensorBoard's files"):
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    @contextmanager
+    def _survive(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a log meets, the training is worth more
+            if what not in self._warned:
+                self._warned.add(what)
+                self._warn(f"{self._path.parent}: {what} cannot be written ({error}); training goes on without")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Logs `values` (JSON-ready) of `kind` ("train", "val", "event") at optimiser step `step`."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
-            elif isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):
-                for i, v in enumerate(value):
-                    self._board.add_scalar(f"{kind}/{name}/{i}", v, step)
+        """Logs `values` (JSON-ready; null stands for NaN and Inf) of `kind` ("train", "val", "event") at `step`."""
+        if self._file is not None:
+            with self._survive("metrics.jsonl"):
+                self._append(json.dumps(_finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
+        board, self._board = self._board, None  # stays so after an error: its own thread has ended by then
+        if board is not None:
+            with self._survive("TensorBoard's files"):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        board.add_scalar(f"{kind}/{name}", value, step)
+                    elif isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):
+                        for i, v in enumerate(value):
+                            board.add_scalar(f"{kind}/{name}/{i}", v, step)
+                self._board = board
+
+    def _append(self, line: str) -> None:
+        """A whole line or nothing."""
+        assert self._file is not None
+        data = line.encode()
+        self._file.truncate(self._bytes)
+        if self._file.write(data) != len(data):
+            self._file.truncate(self._bytes)
+            raise OSError(f"no room for {len(data)} bytes")
+        self._bytes += len(data)
 
     def tell(self) -> int:
         """Bytes of metrics.jsonl so far."""
-        return self._file.tell()
+        return self._bytes
+
+    def sync(self) -> None:
+        """Puts metrics.jsonl on the disk, so that a checkpoint never knows of more of it than there is."""
+        if self._file is not None and not self._file.closed:
+            with self._survive("metrics.jsonl"):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            with self._survive("TensorBoard's files"):
+                self._board.close()
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None in the place of NaN and Inf, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
 class StepDisplay:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import rich.box
@@ -35,7 +36,7 @@ from zoominnet.kernels._dispatch import choose_backend
 from zoominnet.models import RetinaNet, build_model, load_weights
 from zoominnet.models.weights import read_stride_in_1x1
 
-CONFIG_FILE, DATA_FILE, RESULT_FILE = "config.json", "data.json", "result.json"
+CONFIG_FILE, DATA_FILE, RESULT_FILE, LOCK_FILE = "config.json", "data.json", "result.json", ".lock"
 RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
 """A teacher below this share of the AP it had when it was trained is reported as suspicious."""
 
@@ -74,8 +75,11 @@ class Run:
         Returns:
             What ``result.json`` holds: one row a model, under "teacher" and "student".
         """
+        with self._lock_folder():
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         config = self.config
-        self._check_folder()
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -100,17 +104,34 @@ class Run:
         self.say(f"next:    python -m zoominnet.evaluate {best} --data {config.data}{seed}")
         return result
 
-    def _check_folder(self) -> None:
-        """Refuses an --out that holds another run or cannot be written, before anything is loaded."""
+    def _lock_folder(self) -> IO[str]:
+        """Refuses an --out that is in use, holds another run or cannot be written, before anything is loaded.
+
+        Returns:
+            The file whose lock is held while it is open. The lock is this process's alone (its children do not inherit
+            it) and ends with it, however it ends.
+        """
         out = self.config.out
-        if not self.config.resume and (out / CONFIG_FILE).exists():
-            raise ConfigError(f"--out {out}: holds a run already; go on with it by --resume, or name another folder")
         try:
             out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=out):
                 pass
+            lock = (out / LOCK_FILE).open("a")
         except OSError as error:
             raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            if not isinstance(error, BlockingIOError | PermissionError):
+                raise ConfigError(f"--out {out}: cannot be locked ({error.strerror}); name another folder") from error
+            raise ConfigError(
+                f"--out {out}: another run is at work in it; wait for its end, or name another folder"
+            ) from error
+        if not self.config.resume and (out / CONFIG_FILE).exists():
+            lock.close()
+            raise ConfigError(f"--out {out}: holds a run already; go on with it by --resume, or name another folder")
+        return lock
 
     def _write_config(self) -> None:
         """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
@@ -161,7 +182,7 @@ class Run:
         )
         self.val = dataclasses.replace(val, records=val.records[: config.val_images])
 
-    def _validate(self, model: RetinaNet) -> Validation:
+    def _validate(self, model: RetinaNet, after_batch: Callable[[], None] = lambda: None) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
         found = predict_split(
@@ -171,6 +192,7 @@ class Run:
             workers=config.workers,
             timeout=config.loader_timeout,
             resize=config.resize,
+            progress=lambda done: after_batch(),
         )
         result = evaluate_coco(val.records, found, val.class_names)
         return Validation(result.ap, result.as_dict())

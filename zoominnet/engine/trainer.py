@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import signal
+import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,21 +27,25 @@ from zoominnet.data import Batch, BatchPlan, DetectionDataset, make_loader, stud
 from zoominnet.distill import Distiller, DistillOutput
 from zoominnet.engine.checkpoint import (
     CheckpointError,
+    CheckpointWriteError,
+    CheckpointWriter,
     ModelInfo,
     best_checkpoint,
     load_state,
     newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
 )
 from zoominnet.engine.log import RunLog, StepDisplay
 from zoominnet.engine.optim import Schedule, build_optimizer
 from zoominnet.engine.verify import KernelCheck
-from zoominnet.errors import UserError
+from zoominnet.errors import EXIT_DIVERGED, UserError
 from zoominnet.models import RetinaNet
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C, a request to end, a cluster's notice that time is up, a terminal that goes away."""
 MAX_SKIPPED_IN_A_ROW = 10
+SPIKE_WINDOW, SPIKE_MINIMUM, SPIKE_FACTOR = 50, 10, 10.0
+"""A loss so many times the median of the last losses (of the whole window, or at least of so many) is reported."""
 GRADIENT_RATIO_WINDOW = 5
 """The warning that distillation outweighs the task looks at the mean of so many measurements."""
 
@@ -47,16 +53,20 @@ GRADIENT_RATIO_WINDOW = 5
 class DivergedError(UserError):
     """Loss or gradient were not finite `MAX_SKIPPED_IN_A_ROW` steps in a row."""
 
-    exit_status = 65
+    exit_status = EXIT_DIVERGED
 
 
 class Interrupted(UserError):  # noqa: N818
-    """SIGINT or SIGTERM came; a checkpoint of the last whole step is written."""
+    """One of `STOP_SIGNALS` came; a checkpoint of the last whole step is written."""
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+    def __init__(self, signal_number: int, step: int, checkpoints: Path) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}; {checkpoint} holds the last step: go on with --resume")
+        super().__init__(f"stopped by {name}; {checkpoints} holds step {step}, the last one: go on with --resume")
         self.exit_status = 128 + signal_number
+
+
+class _ValidationStopped(Exception):  # noqa: N818
+    """A stop signal came while the model was measured; that will be done again."""
 
 
 @dataclass
@@ -129,7 +139,7 @@ class Phase:
         model: on its device.
         distiller: the teacher to learn from, or None.
         train_set: at the teacher's size.
-        validate: measures the model on the validation split.
+        validate: measures the model on the validation split, and calls its second argument after every batch.
         folder: of this phase; holds ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         console: where to write.
     """
@@ -142,7 +152,7 @@ class Phase:
         model: RetinaNet,
         distiller: Distiller | None,
         train_set: DetectionDataset,
-        validate: Callable[[RetinaNet], Validation],
+        validate: Callable[[RetinaNet, Callable[[], None]], Validation],
         folder: Path,
         console: Console,
     ) -> None:
@@ -155,9 +165,12 @@ class Phase:
         self.plan = BatchPlan(len(train_set), config.batch_size, seed=config.seed)
         self.schedule = Schedule.from_config(config, self.plan.steps_per_epoch, epochs)
         self.step = 0
+        self._statistics: list[Tensor] = []
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.log_bytes = 0
+        self.validation_due = False
+        self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         self.ratios: deque[float] = deque(maxlen=GRADIENT_RATIO_WINDOW)
         self.warned_of_ratio = False
 
@@ -176,21 +189,36 @@ class Phase:
             self.console.print(f"[yellow]{self.name}: passed over {escape(problem)}[/]")
         if path is None:
             return False
-        model_state, optimizer_state, state = load_state(path)
-        self.model.load_state_dict(model_state)
-        parameters = self.optimizer.param_groups[0]["params"]
-        if len(optimizer_state) not in (0, len(parameters)):
-            raise CheckpointError(f"{path}: {len(optimizer_state)} momentum tensors for {len(parameters)} parameters")
-        for i, parameter in enumerate(parameters):
-            if (momentum := optimizer_state.get(f"momentum.{i}")) is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.skipped, self.log_bytes = state["step"], state["skipped"], state["log_bytes"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
+        try:
+            self._load(*load_state(path))
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: does not fit this {self.name} ({' '.join(str(error).split())[:200]}); delete it to go on from "
+                "the one before, or start another run in a new --out"
+            ) from error
         self.console.print(f"{self.name}: going on from {escape(str(path))}, step {self.step}", highlight=False)
         return True
 
-    def save(self, log: RunLog, ap: float | None) -> Path:
+    def _load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.model.load_state_dict(model)
+        parameters = self.optimizer.param_groups[0]["params"]
+        unknown = optimizer.keys() - {f"momentum.{i}" for i in range(len(parameters))}
+        if unknown or len(optimizer) not in (0, len(parameters)):
+            raise ValueError(f"{len(optimizer)} momentum tensors for {len(parameters)} parameters")
+        for i, parameter in enumerate(parameters):
+            if (momentum := optimizer.get(f"momentum.{i}")) is not None:
+                if momentum.shape != parameter.shape:
+                    raise ValueError(f"momentum {i} has the shape {tuple(momentum.shape)}")
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.skipped, self.log_bytes = int(state["step"]), int(state["skipped"]), int(state["log_bytes"])
+        self.skipped_in_a_row, self.validation_due = int(state["skipped_in_a_row"]), bool(state["validation_due"])
+        self.losses.extend(float(loss) for loss in state["losses"])
+
+    def save(self, writer: CheckpointWriter, log: RunLog, ap: float | None) -> None:
+        """Starts writing a checkpoint; `ap` is the validation's, None where the model was not measured."""
         config = self.config.as_dict()
         info = ModelInfo.of(self.model, self.train_set.split.class_names, self.train_set.split.category_ids, config, ap)
         parameters = self.optimizer.param_groups[0]["params"]
@@ -203,12 +231,12 @@ class Phase:
             "step": self.step,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "validation_due": self.validation_due,
+            "losses": list(self.losses),
             "log_bytes": log.tell(),
             "scaler": self.scaler.state_dict(),
         }
-        path = save_checkpoint(self.checkpoints, self.step, self.model.state_dict(), info, momentum, state)
-        prune_checkpoints(self.checkpoints, self.config.keep_checkpoints)
-        return path
+        writer.save(self.step, self.model.state_dict(), info, momentum, state)
 
     def run(self) -> Path:
         """Trains to the end.
@@ -219,7 +247,8 @@ class Phase:
         Raises:
             DivergedError, Interrupted, KernelMismatchError: see there; nothing is lost.
         """
-        log = RunLog(self.folder, self.log_bytes, self.step)
+        log = RunLog(self.folder, self._warn, self.log_bytes, self.step)
+        writer = CheckpointWriter(self.checkpoints, self.config.keep_checkpoints, before=log.sync)
         total = self.schedule.total_steps
         self.kernel_check = KernelCheck(self.name, min(self.config.verify_kernels, total - self.step), self.console)
         try:
@@ -227,13 +256,27 @@ class Phase:
                 StepDisplay(self.console, self.name, total, self.step, self.config.log_every) as display,
                 stop_signals() as stopped,
             ):
-                while self.step < total:
-                    self._run_epoch(log, display, stopped)
+                while self.step < total or self.validation_due:
+                    if not self.validation_due:
+                        self._run_epoch(log, writer, display, stopped)
+                    if self.validation_due:
+                        self._run_validation(log, writer, stopped)
+                    if stopped:
+                        writer.wait()
+                        raise Interrupted(stopped[0], self.step, self.checkpoints)
+                writer.wait()
+                if stopped:
+                    raise Interrupted(stopped[0], self.step, self.checkpoints)
+        except Exception:
+            with suppress(CheckpointWriteError):
+                writer.wait()  # a checkpoint that is being written is worth having
+            raise
         finally:
             log.close()
         return best_checkpoint(self.checkpoints)
 
-    def _run_epoch(self, log: RunLog, display: StepDisplay, stopped: list[int]) -> None:
+    def _run_epoch(self, log: RunLog, writer: CheckpointWriter, display: StepDisplay, stopped: list[int]) -> None:
+        """Trains to the end of the epoch, or until a stop signal has come and the step is saved."""
         epoch, start = divmod(self.step, self.plan.steps_per_epoch)
         loader = make_loader(
             self.train_set,
@@ -242,6 +285,7 @@ class Phase:
             timeout=self.config.loader_timeout,
         )
         self.module.train()
+        self._statistics = batch_statistics(self.model)
         if self.distiller is not None:
             self.distiller.teacher.eval()
         started = time.perf_counter()
@@ -250,29 +294,44 @@ class Phase:
             with self.kernel_check.watch(self.step, batch):
                 values = self._train_step(batch, measure)
             self.step += 1
+            self._watch_loss(log, batch, values["loss"])
             if measure:
                 log.write("train", self.step, {"epoch": epoch, **values})
             now = time.perf_counter()
             values["images_per_s"] = len(batch.images) / (now - started)
             started = now
             display.update(self.step, self._describe(epoch, values))
-            finished, stopping = self.step == self.schedule.total_steps, bool(stopped)
-            path = None
-            if finished or self.step % self.plan.steps_per_epoch == 0:
-                validation = self.validate(self.model)
-                log.write("val", self.step, {"epoch": epoch, **validation.values})
-                self.console.print(
-                    f"{self.name} epoch {epoch + 1}/{self.epochs} AP {validation.ap:.4f} "
-                    f"AP50 {_number(validation.values.get('AP50'))} AP_S {_number(validation.values.get('AP_S'))}",
-                    highlight=False,
-                )
-                path = self.save(log, None if math.isnan(validation.ap) else validation.ap)
-            elif stopping or self.step % self.config.checkpoint_every == 0:
-                path = self.save(log, None)
-            if stopping and path is not None:
-                raise Interrupted(stopped[0], path)
-            if finished:
+            writer.poll()
+            if self.step == self.schedule.total_steps or self.step % self.plan.steps_per_epoch == 0:
+                self.validation_due = True
                 return
+            if stopped or self.step % self.config.checkpoint_every == 0:
+                self.save(writer, log, None)
+            if stopped:
+                return
+
+    def _run_validation(self, log: RunLog, writer: CheckpointWriter, stopped: list[int]) -> None:
+        """Measures the model and saves it; when a stop signal comes, saves it unmeasured."""
+
+        def check() -> None:
+            if stopped:
+                raise _ValidationStopped
+
+        try:
+            check()
+            validation = self.validate(self.model, check)
+        except _ValidationStopped:
+            self.save(writer, log, None)
+            return
+        epoch = (self.step - 1) // self.plan.steps_per_epoch
+        log.write("val", self.step, {"epoch": epoch, **validation.values})
+        self.console.print(
+            f"{self.name} epoch {epoch + 1}/{self.epochs} AP {validation.ap:.4f} "
+            f"AP50 {_number(validation.values.get('AP50'))} AP_S {_number(validation.values.get('AP_S'))}",
+            highlight=False,
+        )
+        self.validation_due = False
+        self.save(writer, log, None if math.isnan(validation.ap) else validation.ap)
 
     def _train_step(self, batch: Batch, measure: bool) -> dict[str, Any]:
         """One optimiser step, or a skipped one where loss or gradient are not finite.
@@ -289,6 +348,7 @@ class Phase:
         if self.config.ignored == "drop":
             for target in targets:
                 del target["ignored"]
+        before = [buffer.clone() for buffer in self._statistics]
         dtype = AUTOCAST_DTYPES.get(self.config.amp)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             losses: StepLosses = self.module(images, targets)
@@ -316,6 +376,8 @@ class Phase:
             self.scaler.step(self.optimizer)
             self.skipped_in_a_row = 0
         else:
+            for buffer, value in zip(self._statistics, before, strict=True):
+                buffer.copy_(value)
             self._skip(batch, loss, norm)
         self.scaler.update()
         values: dict[str, Any] = {
@@ -329,6 +391,22 @@ class Phase:
             if ratio is not None:
                 values["distill_gradient_ratio"] = ratio
         return {**values, "grad_norm": float(norm), "lr": lr, "skipped": self.skipped}
+
+    def _warn(self, text: str) -> None:
+        self.console.print(f"[yellow]{escape(f'{self.name}: {text}')}[/]", highlight=False, soft_wrap=True)
+
+    def _watch_loss(self, log: RunLog, batch: Batch, loss: float) -> None:
+        """Reports a loss far above the last ones; it is trained on all the same."""
+        if not math.isfinite(loss):
+            return
+        if len(self.losses) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * (usual := statistics.median(self.losses)):
+            ids = [target["image_id"] for target in batch.targets]
+            self._warn(
+                f"step {self.step}: loss {loss:g} is {loss / usual:.0f} times the usual {usual:g} (images {ids})"
+            )
+            event = {"event": "loss spike", "loss": loss, "usual": usual, "images": ids}
+            log.write("event", self.step, event)
+        self.losses.append(loss)
 
     def _skip(self, batch: Batch, loss: Tensor, norm: Tensor) -> None:
         self.skipped += 1
@@ -370,6 +448,16 @@ class Phase:
         return escape(" ".join(parts))
 
 
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass changes: running means and variances, and the counters of batches."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.training
+        for buffer in module.buffers()
+    ]
+
+
 def gradient_ratio(distill: tuple[Tensor | None, ...], totals: list[Tensor | None], scale: float) -> float:
     """Norm of the distillation gradient over the norm of the task's, both on the pyramid's outputs.
 
@@ -408,7 +496,10 @@ def captured_gradients(tensors: list[Tensor]) -> Iterator[list[Tensor | None]]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that holds the number of the first SIGINT or SIGTERM; a second one acts at once, as without this."""
+    """A list that holds the number of the first of `STOP_SIGNALS`; a second one acts at once, as without this.
+
+    A signal that is ignored stays so (nohup).
+    """
     received: list[int] = []
     previous: dict[int, Any] = {}
 
@@ -416,10 +507,12 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         for each, handler in previous.items():
             signal.signal(each, handler)
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+        with suppress(OSError):  # not print(): the signal may have come in the middle of one
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        previous[each] = signal.signal(each, receive)
+    for each in STOP_SIGNALS:
+        if signal.getsignal(each) != signal.SIG_IGN:
+            previous[each] = signal.signal(each, receive)
     try:
         yield received
     finally:

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from zoominnet.data import Batch
-from zoominnet.errors import UserError
+from zoominnet.errors import EXIT_KERNEL_MISMATCH, UserError
 from zoominnet.kernels.verify import Difference, KernelVerifier
 
 
 class KernelMismatchError(UserError):
     """A fast kernel gave another result than the reference."""
 
-    exit_status = 70
+    exit_status = EXIT_KERNEL_MISMATCH
 
 
 class KernelCheck:

@@ -1,0 +1,166 @@
+"""RELIABILITY.md F13 and F14: numbers that are not finite, and losses that jump."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_runs import TINY, metrics
+from torch import Tensor
+
+from zoominnet import train
+from zoominnet.distill import Distiller
+from zoominnet.engine import trainer
+from zoominnet.engine.checkpoint import list_checkpoints, load_state
+from zoominnet.engine.trainer import Phase
+from zoominnet.models import RetinaNet
+
+POINTS = ("images", "features", "teacher maps", "loss", "gradient")
+VALUES = (math.nan, math.inf)
+
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+class Injector:
+    """Puts `value` into one number at `point` of the student's steps while these are set."""
+
+    point: str | None = None
+    value = math.nan
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def spoil(point: str, x: Tensor) -> Tensor:
+            if self.point == point:
+                x = x.clone()
+                x[tuple(size // 2 for size in x.shape)] = self.value
+            return x
+
+        def wrap(owner: Any, name: str, spoilt: Callable[[Any], Any]) -> None:
+            original = getattr(owner, name)
+            monkeypatch.setattr(owner, name, lambda *a: spoilt(original(*a)))
+
+        wrap(trainer, "student_images", lambda x: spoil("images", x))
+        wrap(Distiller, "teacher_maps", lambda maps: [spoil("teacher maps", maps[0]), *maps[1:]])
+        features, losses = RetinaNet.features, RetinaNet.losses
+
+        def spoilt_features(model: RetinaNet, images: Tensor) -> list[Tensor]:
+            maps = features(model, images)
+            return maps if model.name == "teacher" else [spoil("features", maps[0]), *maps[1:]]
+
+        def spoilt_losses(model: RetinaNet, *args: Any) -> dict[str, Tensor]:
+            found = losses(model, *args)
+            if model.name != "teacher" and self.point == "loss":
+                found["classification"] = found["classification"] + self.value
+            if model.name != "teacher" and self.point == "gradient":
+                loss = found["bbox_regression"]
+                found["bbox_regression"] = loss + 0 * loss.detach()
+                found["bbox_regression"].register_hook(lambda gradient: gradient * self.value)
+            return found
+
+        monkeypatch.setattr(RetinaNet, "features", spoilt_features)
+        monkeypatch.setattr(RetinaNet, "losses", spoilt_losses)
+
+
+def everything(phase: Phase) -> dict[str, Tensor]:
+    """Copies of weights, BatchNorm's statistics and counters, and momentum."""
+    state = {name: tensor.clone() for name, tensor in phase.model.state_dict().items()}
+    for i, values in enumerate(phase.optimizer.state.values()):
+        state[f"momentum {i}"] = values["momentum_buffer"].clone()
+    return state
+
+
+def test_f13_a_step_that_is_not_finite_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every point and value in one run, in every second step: weights, momentum and statistics stay, bit for bit."""
+    inject = Injector(monkeypatch)
+    cases = [(point, value) for point in POINTS for value in VALUES]
+    step_of = {2 * i + 1: case for i, case in enumerate(cases)}
+    train_step = Phase._train_step
+    changed: dict[int, list[str]] = {}
+    poisoned: list[str] = []
+
+    def step(phase: Phase, batch: Any, measure: bool) -> dict[str, Any]:
+        if phase.name != "student":
+            return train_step(phase, batch, measure)
+        inject.point, inject.value = step_of.get(phase.step, (None, 0.0))
+        before = everything(phase)
+        try:
+            return train_step(phase, batch, measure)
+        finally:
+            after = everything(phase)
+            changed[phase.step] = [name for name in before if not torch.equal(before[name], after[name])]
+            poisoned.extend(name for name, tensor in after.items() if not bool(torch.isfinite(tensor).all()))
+
+    monkeypatch.setattr(Phase, "_train_step", step)
+    steps = 2 * len(cases) + 1
+    options = ["--teacher-epochs", "1", "--max-steps", str(steps), "--no-check-teacher", "--epochs", "4"]
+    assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert len(changed) == steps
+    out = " ".join(capsys.readouterr().out.split())
+    for number, names in changed.items():
+        if number in step_of:
+            assert names == [], (step_of[number], names)
+            assert f"student step {number + 1}: loss" in out
+        else:
+            assert any("running_mean" in name for name in names)
+            assert any("conv" in name for name in names)
+            assert number == 0 or any("momentum" in name for name in names)
+    assert not poisoned
+    assert out.count("step skipped (images [") == len(cases)
+    lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert [line["skipped"] for line in lines] == [(i + 1) // 2 for i in range(steps)]
+    assert lines[1]["loss"] is None  # valid JSON, which knows no NaN
+    assert "NaN" not in (tmp_path / "run" / "student" / "metrics.jsonl").read_text()
+    _, _, state = load_state(list_checkpoints(tmp_path / "run" / "student" / "checkpoints")[-1])
+    assert (state["skipped"], state["skipped_in_a_row"]) == (len(cases), 0)
+    print(f"F13: {len(cases)} injections, {out.count('step skipped')} steps skipped, nothing changed")
+
+
+def test_f13_ten_in_a_row_end_the_run_and_the_count_survives_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inject = Injector(monkeypatch)
+    inject.point = "loss"
+    command = [*TINY, "--no-distill", "--out", str(tmp_path / "run")]
+    assert train.main([*command, "--max-steps", "9"]) == 0  # nine do not
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_steps": None}))
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 65
+    captured = capsys.readouterr()
+    assert captured.err.startswith("zoominnet.train: student: loss or gradient were not finite in 10 steps in a row")
+    assert "(the last at step 10, images [" in captured.err
+    assert captured.err.endswith("; lower --lr, or look at these images\n")
+    assert captured.err.count("\n") == 1
+
+
+def test_f14_a_loss_spike_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = RetinaNet.losses
+    calls = 0
+
+    def jump(model: RetinaNet, *args: Any) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        factor = 1e4 if calls in (5, 16) else 1  # the fifth has too little before it to compare with
+        return {name: factor * loss for name, loss in losses(model, *args).items()}
+
+    monkeypatch.setattr(RetinaNet, "losses", jump)
+    assert train.main([*TINY, "--no-distill", "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
+    (event,) = [line for line in metrics(tmp_path / "run") if line["kind"] == "event"]
+    lines = {line["step"]: line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"}
+    before = sorted(lines[step] for step in range(1, 16))
+    assert event["event"] == "loss spike"
+    assert event["step"] == 16
+    assert event["loss"] == lines[16]
+    assert event["usual"] == before[7]  # the median
+    assert len(event["images"]) == 2
+    assert "student: step 16: loss" in capsys.readouterr().out
+    assert len(lines) == 18  # it goes on

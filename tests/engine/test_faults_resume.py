@@ -1,0 +1,77 @@
+"""RELIABILITY.md F1: runs that are killed end, resumed, bit for bit as if nothing had been."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from fault_runs import QUICK, STEPS, TinyRun, digest, steps_done
+
+KILLS = 25
+
+
+def run_and_kill(out: Path, step: int, delay_s: float, *options: str) -> None:
+    """Trains until `step` steps are logged, and `delay_s` more; then SIGKILL."""
+    run = TinyRun(out, *options)
+    run.wait_for(lambda: steps_done(out) >= step)
+    time.sleep(delay_s)
+    run.process.kill()
+    assert run.wait() in (-9, 0)
+
+
+def resume(out: Path, *options: str) -> float:
+    """Trains to the end; the seconds that takes."""
+    start = time.monotonic()
+    run = TinyRun(out, "--resume", *options)
+    assert run.wait() == 0, run.text()
+    return time.monotonic() - start
+
+
+def moments(count: int, seed: int) -> list[tuple[int, float, str]]:
+    """Seeded moments: steps spread over the whole run, up to 0.3 s after them; every fifth with loader workers."""
+    rng = random.Random(seed)
+    return [
+        (1 + (STEPS - 2) * i // count + rng.randrange(2), rng.uniform(0, 0.3), "2" if i % 5 == 2 else "0")
+        for i in range(count)
+    ]
+
+
+def test_f01_killed_three_times_mid_epoch(tmp_path: Path, quick_whole: dict[str, str]) -> None:
+    """Kills in the second epoch of the teacher, and in the second and the third of the student."""
+    out = tmp_path / "run"
+    run_and_kill(out, 9, 0.05, *QUICK)
+    run_and_kill(out, 19, 0.1, *QUICK, "--resume", "--workers", "1")
+    run_and_kill(out, 26, 0.0, *QUICK, "--resume")
+    resume(out, *QUICK)
+    assert digest(out) == quick_whole
+    text = (tmp_path / "run.txt").read_text()
+    assert text.count("teacher: going on from") == 3
+    assert text.count("student: going on from") == 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kill", moments(KILLS, seed=0), ids=lambda kill: f"step {kill[0]} workers {kill[2]}")
+def test_f01_killed_once_at_any_moment(tmp_path: Path, whole: dict[str, str], kill: tuple[int, float, str]) -> None:
+    step, delay_s, workers = kill
+    out = tmp_path / "run"
+    run_and_kill(out, step, delay_s, "--workers", workers)
+    seconds = resume(out)
+    same = digest(out) == whole
+    print(
+        f"F1 killed {delay_s:.2f} s after step {step} of {STEPS}, {workers} workers: same {same}, {seconds:.0f} s more"
+    )
+    assert same
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_f01_killed_again_and_again(tmp_path: Path, whole: dict[str, str]) -> None:
+    """One run, killed at 12 moments, each time resumed."""
+    out = tmp_path / "run"
+    for i, (step, delay_s, workers) in enumerate(moments(12, seed=1)):
+        run_and_kill(out, step, delay_s, "--workers", workers, *(["--resume"] if i else []))
+    resume(out)
+    assert digest(out) == whole

@@ -124,6 +124,8 @@ class TrainConfig:
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
     workers: int = 2
     """Processes that read images; 0 reads in the training process."""
+    rank_timeout: float = 60.0
+    """Seconds that a process waits for the others in a step before it gives up (training by torchrun)."""
     fused_kernels: bool = False
     """Use the fast kernels (native or triton) and stop if one cannot run here; else the plain PyTorch reference."""
 
@@ -188,7 +190,7 @@ class TrainConfig:
         for name in ("workers", "warmup_steps", "distill_warmup_steps", "lambda_distill", "weight_decay", "warmup_lr"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
-        for name in ("lr", "distill_divisor", "decay_factor"):
+        for name in ("lr", "distill_divisor", "decay_factor", "rank_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
         if not 0 <= self.momentum < 1:

@@ -10,12 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
+from rich.console import Console
 
 from zoominnet.command import make_console, run_command
 from zoominnet.config import PROFILES, ConfigError, TrainConfig
+from zoominnet.engine.distributed import join_ranks
 from zoominnet.engine.run import CONFIG_FILE, Run
+from zoominnet.engine.trainer import DivergedError, Interrupted
 
-RESUME_MAY_CHANGE = {"resume", "debug", "workers", "out", "keep_checkpoints", "checkpoint_every", "device"}
+RESUME_MAY_CHANGE = {
+    "resume",
+    "debug",
+    "workers",
+    "out",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "device",
+    "rank_timeout",
+}
 """Options that do not change what a run computes."""
 
 
@@ -77,11 +89,21 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 (user error), 65 (diverged), 74 (input or output failed), 130/143 (stopped)."""
+    """Returns the exit status: 0, 2 (user error), 65 (diverged), 74 (input or output failed), 75 (another process of
+    the run was lost), 130/143 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_command(
-        "zoominnet.train", lambda: Run(parse(arguments), make_console()).run(), debug="--debug" in arguments
-    )
+
+    def job() -> None:
+        config = parse(arguments)
+        with join_ranks(config.device, config.rank_timeout) as ranks:
+            try:
+                Run(config, make_console() if ranks.first else Console(quiet=True), ranks).run()
+            except (DivergedError, Interrupted) as error:
+                if ranks.first:
+                    raise
+                sys.exit(error.exit_status)  # every rank ends by it; the first one says so
+
+    return run_command("zoominnet.train", job, debug="--debug" in arguments)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,22 @@ class RunLog:
         self._board.close()
 
 
+class NoLog(RunLog):
+    """Of the ranks that write nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def tell(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 class StepDisplay:
     """A live line on a terminal, a plain line every `every` steps elsewhere.
 

@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 import zoominnet
-from zoominnet.command import check_same_classes, choose_device, open_data
+from zoominnet.command import check_same_classes, open_data
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.inference import predict_split
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import count_gflops, count_parameters, evaluate_coco
@@ -44,14 +45,19 @@ class Run:
     Args:
         config: checked.
         console: where to write.
+        ranks: the processes that share the job.
 
     Raises:
         UserError: an option that cannot be used here.
     """
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
-        self.console = console
-        self.device = choose_device(config.device)
+    def __init__(self, config: TrainConfig, console: Console, ranks: Ranks) -> None:
+        self.console, self.ranks, self.device = console, ranks, ranks.device
+        if config.batch_size % ranks.size:
+            raise ConfigError(
+                f"--batch-size: {config.batch_size} does not divide over {ranks.size} processes; "
+                f"give a multiple of {ranks.size}"
+            )
         if config.amp == "fp16" and self.device.type == "cpu":
             raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
         self.backends = choose_backends(config)
@@ -72,12 +78,16 @@ class Run:
         Returns:
             What ``result.json`` holds: one row a model, under "teacher" and "student".
         """
-        config = self.config
-        self._check_folder()
+        if self.ranks.first:
+            self._check_folder()
+        resume = self.config.resume or (self.ranks.begun and (self.config.out / CONFIG_FILE).exists())
+        self.config = config = dataclasses.replace(self.config, resume=self.ranks.share(resume))
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.console.print(self._header())
+        for warning in launch_warnings():
+            self.warn(warning)
         self._load_data()
         rows: dict[str, dict[str, Any]] = {}
         teacher = None
@@ -89,7 +99,8 @@ class Run:
         rows["student"] = {"label": label, **describe(student), **self._validate(student).values}
         result = {"config": config.as_dict(), "checkpoint": str(best), "models": rows}
         file = config.out / RESULT_FILE
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if self.ranks.first:
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         self.console.print(self._summary(rows))
         self.say(f"student: {best}\nresult:  {file}")
         seed = f" --seed {config.seed}" if config.data == "synthetic" else ""
@@ -99,7 +110,7 @@ class Run:
     def _check_folder(self) -> None:
         """Refuses an --out that holds another run or cannot be written, before anything is loaded."""
         out = self.config.out
-        if not self.config.resume and (out / CONFIG_FILE).exists():
+        if not self.config.resume and not self.ranks.begun and (out / CONFIG_FILE).exists():
             raise ConfigError(f"--out {out}: holds a run already; go on with it by --resume, or name another folder")
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -111,10 +122,11 @@ class Run:
     def _write_config(self) -> None:
         """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
         path = self.config.out / CONFIG_FILE
-        if not path.exists():
+        if self.ranks.first and not path.exists():
             temporary = path.with_suffix(".writing")
             temporary.write_text(json.dumps(self.config.as_dict(), indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, path)
+        self.ranks.mark_begun()
 
     def _header(self) -> Table:
         """Versions, device, seed, the backend of each op, and every option."""
@@ -125,6 +137,9 @@ class Run:
         table.add_row("versions", ", ".join(versions))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         table.add_row("device", f"{device} ({name}), amp {config.amp}")
+        if self.ranks.size > 1:
+            share = config.batch_size // self.ranks.size
+            table.add_row("processes", f"{self.ranks.size}, each {share} of the {config.batch_size} images of a batch")
         table.add_row("kernels", ", ".join(f"{op}: {backend}" for op, backend in self.backends.items()))
         table.add_row("profile", config.profile)
         table.add_row("seed", str(config.seed))
@@ -159,7 +174,14 @@ class Run:
     def _validate(self, model: RetinaNet) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
-        found = predict_split(model, val, batch_size=config.batch_size, workers=config.workers, resize=config.resize)
+        found = predict_split(
+            model,
+            val,
+            batch_size=config.batch_size // self.ranks.size,
+            workers=config.workers,
+            resize=config.resize,
+            ranks=self.ranks,
+        )
         result = evaluate_coco(val.records, found, val.class_names)
         return Validation(result.ap, result.as_dict())
 
@@ -193,6 +215,8 @@ class Run:
         if config.weights != "none":
             for line in load_weights(model, config.weights).lines():
                 self.say(f"{name}: {line}")
+        if (warning := self.ranks.synchronise_batchnorm(model)) is not None:
+            self.warn(f"{name}: {warning}")
         return model.place(self.device)
 
     def _train(self, name: str, architecture: str, epochs: int, teacher: RetinaNet | None) -> Path:
@@ -205,7 +229,16 @@ class Run:
         model = self._new_model(architecture)
         distiller = None if teacher is None else Distiller(model, teacher, config.distill_options())
         phase = Phase(
-            name, config, epochs, model, distiller, self.train_set, self._validate, config.out / name, self.console
+            name,
+            config,
+            epochs,
+            model,
+            distiller,
+            self.train_set,
+            self._validate,
+            config.out / name,
+            self.console,
+            self.ranks,
         )
         if config.resume:
             phase.restore()

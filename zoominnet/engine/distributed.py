@@ -4,8 +4,6 @@ A *rank* is one process. Ranks share each global batch (`BatchPlan`) and agree b
 normalisers, on whether the step is finite, and on whether to stop. The first rank alone writes files and speaks.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -162,7 +160,7 @@ def join_ranks(device: str, timeout: float) -> Iterator[Ranks]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torchrun did not start this process; start it with torchrun, "
             "or unset WORLD_SIZE"
         )
-    own = _own_device(device)
+    own = own_device(device)
     marker = _launch_marker()
     begun = marker is not None and marker.exists()
     if not launched or int(os.environ["WORLD_SIZE"]) == 1:
@@ -225,7 +223,7 @@ def _init_process_group(device: torch.device, timeout: timedelta) -> None:
     )
 
 
-def _own_device(name: str) -> torch.device:
+def own_device(name: str) -> torch.device:
     """The device of this process: with several on a node, a GPU each."""
     device = choose_device(name)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -256,7 +254,7 @@ def _launch_marker() -> Path | None:
 
 
 def _average_each_gradient(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP communication hook: sums each gradient by itself.
+    """DDP communication hook (which DDP wants annotated, not in strings): sums each gradient by itself.
 
     DDP packs gradients anew after a process' first step, and the order in which three or more ranks' terms are added
     depends on the place in the pack: a resumed run would differ in the last bit.

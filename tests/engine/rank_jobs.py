@@ -1,0 +1,119 @@
+"""Ranks for the tests: train.main in several processes, with faults; also a script for torchrun.
+
+    torchrun ... tests/engine/rank_jobs.py FAULTS OPTION...
+
+FAULTS is a JSON list of {"do", "rank", "phase", "step", "attempt"}: before optimiser step `step` (0 is the first) of
+`phase`, on `rank`, at the launch's restart `attempt`, "kill" sends SIGKILL to the process itself, "exit" leaves it with
+status 3, "term" sends it SIGTERM, "nan" makes its losses NaN from there on, "hang" sleeps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoominnet import train
+from zoominnet.data import Batch
+from zoominnet.engine import trainer
+
+Fault = dict[str, Any]
+
+
+def arm(faults: list[Fault]) -> None:
+    """Makes this process fail as `faults` say."""
+    train_step = trainer.Phase._train_step
+    rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+    def step(self: trainer.Phase, batch: Batch, measure: bool) -> dict[str, Any]:
+        for fault in faults:
+            if (fault["rank"], fault["phase"], fault.get("attempt", 0)) != (rank, self.name, attempt):
+                continue
+            if fault["do"] == "nan" and self.step >= fault["step"]:
+                sums = self.model.loss_sums
+                self.model.loss_sums = lambda *a, sums=sums: (  # type: ignore[method-assign]
+                    {name: value * math.nan for name, value in sums(*a)[0].items()},
+                    sums(*a)[1],
+                )
+                values = train_step(self, batch, measure)
+                del self.model.loss_sums
+                return values
+            if self.step != fault["step"]:
+                continue
+            if fault["do"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault["do"] == "exit":
+                os._exit(3)
+            if fault["do"] == "term":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if fault["do"] == "hang":
+                time.sleep(600)
+        return train_step(self, batch, measure)
+
+    trainer.Phase._train_step = step  # type: ignore[method-assign]
+
+
+def _rank(rank: int, size: int, port: int, faults: list[Fault], options: list[str], talk: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+        "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = talk.open("w")
+    arm(faults)
+    sys.exit(train.main(options))
+
+
+def train_in_ranks(
+    size: int, options: list[str], talk: Path, faults: list[Fault] | None = None, limit: float = 240
+) -> tuple[list[int | None], list[str]]:
+    """Trains in `size` processes of this machine, as torchrun would start them.
+
+    They are forked from a server that has imported everything once.
+
+    Args:
+        talk: folder for what they print.
+        limit: seconds; who is not done by then is killed and has the exit status None.
+
+    Returns:
+        Exit statuses and outputs in order of rank.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoominnet.train"])
+    talk.mkdir(parents=True, exist_ok=True)
+    files = [talk / f"rank{rank}.txt" for rank in range(size)]
+    processes = [
+        context.Process(target=_rank, args=(rank, size, port, faults or [], options, files[rank]))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + limit
+    statuses: list[int | None] = []
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        statuses.append(process.exitcode)
+    for process in processes:
+        process.kill()
+        process.join()
+    return statuses, [file.read_text() for file in files]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    arm(json.loads(sys.argv[1]))
+    sys.exit(train.main(sys.argv[2:]))

@@ -17,11 +17,13 @@ from rank_jobs import train_in_ranks
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from zoominnet import train
 from zoominnet.command import DeviceError
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.engine.checkpoint import list_checkpoints
 from zoominnet.engine.distributed import LaunchError, Ranks, join_ranks, launch_warnings, own_device
 from zoominnet.engine.run import Run
+from zoominnet.kernels import available_backends
 from zoominnet.models import build_model
 
 IMAGES = {"a": 0, "b": 1, "c": 3, "d": 12, "e": 2}
@@ -133,8 +135,11 @@ def test_f12_f17_two_ranks_train_as_one(alone: Path, pair: Path, phase: str) -> 
 
 
 def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_path: Path) -> None:
-    """One image each: at every step some have no box, no positive anchor and no masked position."""
+    """One image each: at every step some have no box, no positive anchor and no masked position. The fast kernels
+    too, where they are built."""
     arguments = [*options, "--teacher", str(alone / "teacher"), "--no-check-teacher", "--out", str(tmp_path / "run")]
+    if available_backends()["pa_l2_loss"]["native"] == "ok":
+        arguments.append("--fused-kernels")
     statuses, talk = train_in_ranks(4, arguments, tmp_path)
     assert statuses == [0] * 4, talk
     assert_same_training(alone / "student", tmp_path / "run" / "student")
@@ -228,15 +233,25 @@ def test_f16_a_killed_rank_and_one_that_exits_cost_nothing_but_time(
         assert_same_bits(pair / phase, tmp_path / "run" / phase)
 
 
-def test_a_folder_with_another_run_is_refused_again_after_each_restart(
-    pair: Path, options: list[str], tmp_path: Path
+def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
-    """A restarted group goes on with the run that its own launch began, and with no other."""
-    launch = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--"]
-    process = torchrun(*launch, *options, "--out", str(pair), faults=[])
-    talk = finish(process)
-    assert process.returncode == 1, talk
-    assert talk.count("holds a run already; go on with it by --resume") == 2
+    arguments = [*options, "--no-distill", "--max-steps", "1", "--out", str(tmp_path / "run")]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+
+    def attempt(launch: str, number: int) -> int:
+        folder = tmp_path / launch / f"attempt_{number}" / "0"
+        folder.mkdir(parents=True)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+        return train.main(arguments)
+
+    assert attempt("launch", 0) == 0
+    assert "going on from" not in capsys.readouterr().out
+    assert attempt("launch", 1) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert attempt("another", 0) == attempt("another", 1) == 2
+    assert capsys.readouterr().err.count("holds a run already; go on with it by --resume") == 2
 
 
 def ranks(size: int) -> Ranks:

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import rank_jobs
 import torch
@@ -199,6 +204,9 @@ def torchrun(*arguments: str, faults: list[dict[str, Any]], **environment: str) 
     )  # fmt: skip
 
 
+ONE_NODE = ["--standalone", "--nproc-per-node"]
+
+
 def finish(process: subprocess.Popen[str], limit: float = 250) -> str:
     """What it printed; it is killed if it takes longer."""
     try:
@@ -223,8 +231,8 @@ def test_f16_a_killed_rank_and_one_that_exits_cost_nothing_but_time(
         {"do": "kill", "rank": 1, "phase": "teacher", "step": 3, "attempt": 0},
         {"do": "exit", "rank": 0, "phase": "student", "step": 1, "attempt": 1},
     ]
-    launch = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "--"]
-    process = torchrun(*launch, *options, "--checkpoint-every", "1", "--out", str(tmp_path / "run"), faults=faults)
+    arguments = [*options, "--checkpoint-every", "1", "--out", str(tmp_path / "run")]
+    process = torchrun(*ONE_NODE, "2", "--max-restarts", "2", "--", *arguments, faults=faults)
     talk = finish(process)
     assert process.returncode == 0, talk
     assert "teacher: going on from" in talk
@@ -317,3 +325,145 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(DeviceError, match="3 processes for 2 GPUs"):
         own_device("auto")
+
+
+# make soak -------------------------------------------------------------------------------------------------------------
+
+RANDOM_FAULTS = 8
+
+
+@pytest.fixture(scope="module")
+def timed(options: list[str], pair: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds that torchrun takes for the run of `pair` when nothing happens."""
+    out = tmp_path_factory.mktemp("timed") / "run"
+    started = time.monotonic()
+    process = torchrun(*ONE_NODE, "2", "--", *options, "--checkpoint-every", "1", "--out", str(out), faults=[])
+    talk = finish(process)
+    assert process.returncode == 0, talk
+    assert_same_bits(pair / "student", out / "student")
+    return time.monotonic() - started
+
+
+def check_recovery(
+    processes: list[subprocess.Popen[str]], expected: Path, out: Path, what: str, limit: float = 250
+) -> None:
+    """All end well, with the weights and metrics of the run `expected`."""
+    started = time.monotonic()
+    talk = "\n=====\n".join(finish(process, limit) for process in processes)
+    seconds = time.monotonic() - started
+    assert [process.returncode for process in processes] == [0] * len(processes), talk
+    assert_same_bits(expected / "student", out / "student")
+    print(f"{what}: {seconds:.0f} s, weights {digest(out / 'student')}, uninterrupted {digest(expected / 'student')}")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(RANDOM_FAULTS))
+def test_f16_a_rank_that_dies_at_a_random_step(
+    pair: Path, timed: float, options: list[str], tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    do, rank, phase, step = rng.choice(["kill", "exit"]), seed % 2, rng.choice(["teacher", "student"]), rng.randrange(4)
+    arguments = [
+        *options,
+        "--checkpoint-every",
+        "1",
+        "--workers",
+        str(rng.choice([0, 2])),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    fault = {"do": do, "rank": rank, "phase": phase, "step": step}
+    process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *arguments, faults=[fault])
+    check_recovery([process], pair, tmp_path / "run", f"{do} rank {rank} {phase} step {step} (alone {timed:.0f} s)")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 3])
+def test_f16_four_ranks(options: list[str], tmp_path: Path, rank: int) -> None:
+    """Three or more terms have an order: the same bits need `--deterministic`."""
+    statuses, talk = train_in_ranks(4, [*options, "--out", str(tmp_path / "whole")], tmp_path)
+    assert statuses == [0] * 4, talk
+    fault = {"do": "kill", "rank": rank, "phase": "student", "step": 2}
+    arguments = [*options, "--checkpoint-every", "1", "--out", str(tmp_path / "run")]
+    process = torchrun(*ONE_NODE, "4", "--max-restarts", "1", "--", *arguments, faults=[fault])
+    check_recovery([process], tmp_path / "whole", tmp_path / "run", f"kill rank {rank} of 4")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("do", ["kill", "exit"])
+def test_f16_two_agents(pair: Path, options: list[str], tmp_path: Path, do: str, rank: int) -> None:
+    """As on two nodes, with the variable that docs/distributed.md demands. Rank 0 may be of either agent."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    launch = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-id", "test", "--rdzv-endpoint", endpoint, "--"]
+    arguments = [*options, "--checkpoint-every", "1", "--out", str(tmp_path / "run")]
+    fault = {"do": do, "rank": rank, "phase": "student", "step": 2}
+    agents = [torchrun(*launch, *arguments, faults=[fault], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") for _ in range(2)]
+    check_recovery(agents, pair, tmp_path / "run", f"two agents, {do} rank {rank}")
+
+
+@pytest.mark.soak
+def test_f15_f16_a_rank_that_hangs_is_given_up(pair: Path, options: list[str], tmp_path: Path) -> None:
+    fault = {"do": "hang", "rank": 1, "phase": "student", "step": 2}
+    arguments = [*options, "--checkpoint-every", "1", "--rank-timeout", "10", "--out", str(tmp_path / "run")]
+    process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *arguments, faults=[fault])
+    check_recovery([process], pair, tmp_path / "run", "hang, --rank-timeout 10")
+
+
+@pytest.mark.soak
+def test_f16_batchnorm_that_trains(options: list[str], tmp_path: Path) -> None:
+    """Running statistics are those of the first rank, before and after."""
+    arguments = [*options, "--weights", "none", "--out"]
+    statuses, talk = train_in_ranks(2, [*arguments, str(tmp_path / "whole")], tmp_path)
+    assert statuses == [0, 0], talk
+    assert "results depend on the number of processes (2)" in talk[0]
+    fault = {"do": "kill", "rank": 0, "phase": "student", "step": 3}
+    arguments += [str(tmp_path / "run"), "--checkpoint-every", "1"]
+    process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *arguments, faults=[fault])
+    check_recovery([process], tmp_path / "whole", tmp_path / "run", "BatchNorm trains, kill rank 0")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_f20_a_signal_to_torchrun_leaves_a_checkpoint(
+    pair: Path, options: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = [*options, "--workers", "2", "--out", str(tmp_path / "run")]
+    process = torchrun(*ONE_NODE, "2", "--", *arguments, "--epochs", "200", faults=[])
+    checkpoints = tmp_path / "run" / "teacher" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(checkpoints) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    talk = finish(process, 60)
+    assert process.returncode != 0, talk
+    assert f"zoominnet.train: stopped by {number.name}; " in talk
+    steps = [json.loads((path / "state.json").read_text())["step"] for path in list_checkpoints(checkpoints)]
+    assert metrics(tmp_path / "run" / "teacher")[-1]["step"] == steps[-1]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or [])]
+
+
+@pytest.mark.soak
+def test_amp_forward_is_the_same_on_two_ranks(options: list[str], tmp_path: Path) -> None:
+    first = []
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        statuses, talk = train_in_ranks(size, [*options, "--no-distill", "--amp", "bf16", "--out", str(out)], tmp_path)
+        assert statuses == [0] * size, talk
+        first.append(metrics(out / "student")[0])
+    for key in ("classification", "bbox_regression", "loss"):
+        assert first[0][key] == pytest.approx(first[1][key], rel=1e-4)
+
+
+@pytest.mark.soak
+def test_a_folder_with_another_run_is_refused_again_after_each_restart(
+    pair: Path, options: list[str], tmp_path: Path
+) -> None:
+    """A restarted group goes on with the run that its own launch began, and with no other."""
+    process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *options, "--out", str(pair), faults=[])
+    talk = finish(process)
+    assert process.returncode == 1, talk
+    assert talk.count("holds a run already; go on with it by --resume") == 2

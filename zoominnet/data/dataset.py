@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -206,6 +206,7 @@ def make_loader(
 
 
 def _start_worker(worker_id: int) -> None:
-    """One thread each; Ctrl-C reaches the whole process group, and it is the main process that decides what to do."""
+    """One thread each; in a group of its own, which neither Ctrl-C nor torchrun's signals to a process' group reach: it
+    is the main process that decides what to do, and a step may need its workers to the end."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()

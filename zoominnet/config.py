@@ -96,7 +96,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop each training phase after so many optimiser steps. None: run all epochs."""
     batch_size: int = 4
-    """Images of an optimiser step (paper: 4). The learning rate is not scaled with it."""
+    """Images of an optimiser step, over all processes (paper: 4). The learning rate is not scaled with it."""
     lr: float = 0.01
     """Learning rate of SGD (paper: 0.01 at batch size 4)."""
     momentum: float = 0.9
@@ -123,7 +123,7 @@ class TrainConfig:
     device: str = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
     workers: int = 2
-    """Processes that read images; 0 reads in the training process."""
+    """Processes that read images, for each that trains; 0 reads in the training process."""
     rank_timeout: float = 60.0
     """Seconds that a process waits for the others in a step before it gives up (training by torchrun)."""
     fused_kernels: bool = False

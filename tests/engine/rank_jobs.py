@@ -17,14 +17,19 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from zoominnet import train
-from zoominnet.data import Batch
+from zoominnet.data import Batch, open_split
 from zoominnet.engine import trainer
+from zoominnet.engine.checkpoint import load_model
+from zoominnet.engine.distributed import join_ranks
+from zoominnet.engine.inference import predict_split
 
 Fault = dict[str, Any]
 
@@ -62,7 +67,25 @@ def arm(faults: list[Fault]) -> None:
     trainer.Phase._train_step = step  # type: ignore[method-assign]
 
 
-def _rank(rank: int, size: int, port: int, faults: list[Fault], options: list[str], talk: Path) -> None:
+def predict(run: str, data: str, out: str) -> int:
+    """Saves what this rank gets of the detections of all images."""
+    with join_ranks("cpu", 60) as ranks:
+        model, _ = load_model(Path(run), score_threshold=0.0, max_detections=7)
+        found = predict_split(model, open_split(data, "val"), ranks=ranks)
+        arrays = [np.column_stack((d.boxes, d.scores, d.labels)) for d in found]
+        np.savez(f"{out}/{ranks.size}-{ranks.rank}.npz", *arrays)
+    return 0
+
+
+def _rank(
+    rank: int,
+    size: int,
+    port: int,
+    faults: list[Fault],
+    job: Callable[..., int],
+    arguments: tuple[Any, ...],
+    talk: Path,
+) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
         "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -72,13 +95,25 @@ def _rank(rank: int, size: int, port: int, faults: list[Fault], options: list[st
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = talk.open("w")
     arm(faults)
-    sys.exit(train.main(options))
+    sys.exit(job(*arguments))
 
 
 def train_in_ranks(
     size: int, options: list[str], talk: Path, faults: list[Fault] | None = None, limit: float = 240
 ) -> tuple[list[int | None], list[str]]:
-    """Trains in `size` processes of this machine, as torchrun would start them.
+    """`run_in_ranks` of the training command."""
+    return run_in_ranks(train.main, size, talk, options, faults=faults, limit=limit)
+
+
+def run_in_ranks(
+    job: Callable[..., int],
+    size: int,
+    talk: Path,
+    *arguments: Any,
+    faults: list[Fault] | None = None,
+    limit: float = 240,
+) -> tuple[list[int | None], list[str]]:
+    """Calls `job` in `size` processes of this machine, started as torchrun would start them.
 
     They are forked from a server that has imported everything once.
 
@@ -97,7 +132,7 @@ def train_in_ranks(
     talk.mkdir(parents=True, exist_ok=True)
     files = [talk / f"rank{rank}.txt" for rank in range(size)]
     processes = [
-        context.Process(target=_rank, args=(rank, size, port, faults or [], options, files[rank]))
+        context.Process(target=_rank, args=(rank, size, port, faults or [], job, arguments, files[rank]))
         for rank in range(size)
     ]
     for process in processes:

@@ -18,7 +18,7 @@ import pytest
 import rank_jobs
 import torch
 from PIL import Image
-from rank_jobs import train_in_ranks
+from rank_jobs import run_in_ranks, train_in_ranks
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -148,6 +148,19 @@ def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_pa
     statuses, talk = train_in_ranks(4, arguments, tmp_path)
     assert statuses == [0] * 4, talk
     assert_same_training(alone / "student", tmp_path / "run" / "student")
+
+
+def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, tmp_path: Path) -> None:
+    """Three images over four ranks: one has none to predict."""
+    for size in (1, 4):
+        arguments = (str(alone / "student"), str(data), str(tmp_path))
+        statuses, talk = run_in_ranks(rank_jobs.predict, size, tmp_path, *arguments)
+        assert statuses == [0] * size, talk
+    with np.load(tmp_path / "1-0.npz") as expected:
+        assert [array.shape for array in expected.values()] == [(7, 6)] * 3
+        for rank in range(4):
+            with np.load(tmp_path / f"4-{rank}.npz") as found:
+                assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_f13_nan_on_one_rank_is_skipped_by_all_and_ends_the_run(options: list[str], tmp_path: Path) -> None:

@@ -221,12 +221,14 @@ ONE_NODE = ["--standalone", "--nproc-per-node"]
 
 
 def finish(process: subprocess.Popen[str], limit: float = 250) -> str:
-    """What it printed; it is killed if it takes longer."""
+    """What it printed; it is ended if it takes longer."""
     try:
         return process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
         process.terminate()
         return process.communicate(timeout=60)[0] + f"\nnot done after {limit} s"
+    finally:
+        process.terminate()  # where the test itself was interrupted
 
 
 def digest(folder: Path) -> str:

@@ -164,7 +164,7 @@ def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, t
 
 
 def test_f13_nan_on_one_rank_is_skipped_by_all_and_ends_the_run(options: list[str], tmp_path: Path) -> None:
-    arguments = [*options, "--no-distill", "--epochs", "6", "--checkpoint-every", "1", "--keep-checkpoints", "20"]
+    arguments = [*options, "--no-distill", "--epochs", "6", "--keep-checkpoints", "9", "--val-images", "1"]
     nan = {"do": "nan", "rank": 1, "phase": "student", "step": 2}
     statuses, talk = train_in_ranks(2, [*arguments, "--out", str(tmp_path / "run")], tmp_path, [nan])
     assert statuses == [65, 65], talk
@@ -172,8 +172,8 @@ def test_f13_nan_on_one_rank_is_skipped_by_all_and_ends_the_run(options: list[st
     assert talk[1] == ""
     student = tmp_path / "run" / "student"
     assert [line["skipped"] for line in metrics(student)] == [0, 0, *range(1, 10)]
-    first, *_, last = (path for path in list_checkpoints(student / "checkpoints") if path.name >= "step-00000002")
-    assert last.name == "step-00000011"
+    first, *_, last = list_checkpoints(student / "checkpoints")
+    assert (first.name, last.name) == ("step-00000002", "step-00000010")
     for file in ("model.safetensors", "optimizer.safetensors"):
         before, after = load_file(first / file), load_file(last / file)
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -243,17 +243,16 @@ def test_f16_a_killed_rank_and_one_that_exits_cost_nothing_but_time(
     pair: Path, options: list[str], tmp_path: Path
 ) -> None:
     faults = [
-        {"do": "kill", "rank": 1, "phase": "teacher", "step": 3, "attempt": 0},
-        {"do": "exit", "rank": 0, "phase": "student", "step": 1, "attempt": 1},
+        {"do": "kill", "rank": 1, "phase": "student", "step": 1, "attempt": 0},
+        {"do": "exit", "rank": 0, "phase": "student", "step": 3, "attempt": 1},
     ]
-    arguments = [*options, "--checkpoint-every", "1", "--out", str(tmp_path / "run")]
+    arguments = [*options, "--teacher", str(pair / "teacher"), "--no-check-teacher", "--checkpoint-every", "1"]
+    arguments += ["--out", str(tmp_path / "run")]
     process = torchrun(*ONE_NODE, "2", "--max-restarts", "2", "--", *arguments, faults=faults)
     talk = finish(process)
     assert process.returncode == 0, talk
-    assert "teacher: going on from" in talk
-    print(f"uninterrupted {digest(pair / 'student')}, killed {digest(tmp_path / 'run' / 'student')}")
-    for phase in ("teacher", "student"):
-        assert_same_bits(pair / phase, tmp_path / "run" / phase)
+    assert talk.count("student: going on from") == 2
+    assert_same_bits(pair / "student", tmp_path / "run" / "student")
 
 
 def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no_other(

@@ -23,8 +23,8 @@ from zoominnet.command import DeviceError, choose_device
 from zoominnet.errors import UserError
 
 PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others between steps: while they load data or the first one writes a checkpoint. One
-that dies is noticed at once."""
+"""How long a rank waits for the others between steps: while they start, load data or write a checkpoint. One that dies
+is noticed at once."""
 
 
 class LostRanksError(UserError):
@@ -208,9 +208,12 @@ def _init_process_group(device: torch.device, timeout: timedelta) -> None:
     On one node every process knows the same count of restarts, and a prefix of it gives each group a store of its own.
     The agents of several nodes count for themselves: there the variable of `launch_warnings` makes the store anew.
     """
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
     if os.environ["GROUP_WORLD_SIZE"] == "1":
         store = dist.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    if store.add("arrived", 1) == size:  # importing torch may take some much longer than others
+        store.set("all arrived", "")
+    store.wait(["all arrived"], PATIENCE)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(

@@ -239,19 +239,15 @@ def digest(folder: Path) -> str:
     return hashed.hexdigest()[:16]
 
 
-def test_f16_a_killed_rank_and_one_that_exits_cost_nothing_but_time(
-    pair: Path, options: list[str], tmp_path: Path
-) -> None:
-    faults = [
-        {"do": "kill", "rank": 1, "phase": "student", "step": 1, "attempt": 0},
-        {"do": "exit", "rank": 0, "phase": "student", "step": 3, "attempt": 1},
-    ]
+def test_f16_a_killed_rank_costs_nothing_but_time(pair: Path, options: list[str], tmp_path: Path) -> None:
+    """`make soak` has the many ways to die."""
+    fault = {"do": "kill", "rank": 1, "phase": "student", "step": 2}
     arguments = [*options, "--teacher", str(pair / "teacher"), "--no-check-teacher", "--checkpoint-every", "1"]
     arguments += ["--out", str(tmp_path / "run")]
-    process = torchrun(*ONE_NODE, "2", "--max-restarts", "2", "--", *arguments, faults=faults)
+    process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *arguments, faults=[fault])
     talk = finish(process)
     assert process.returncode == 0, talk
-    assert talk.count("student: going on from") == 2
+    assert "student: going on from" in talk
     assert_same_bits(pair / "student", tmp_path / "run" / "student")
 
 

@@ -102,7 +102,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop each training phase after so many optimiser steps. None: run all epochs."""
     batch_size: int = 4
-    """Images of an optimiser step (paper: 4). The learning rate is not scaled with it."""
+    """Images of an optimiser step, over all processes (paper: 4). The learning rate is not scaled with it."""
     lr: float = 0.01
     """Learning rate of SGD (paper: 0.01 at batch size 4)."""
     momentum: float = 0.9
@@ -129,9 +129,11 @@ class TrainConfig:
     device: str = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
     workers: int = 2
-    """Processes that read images; 0 reads in the training process."""
+    """Processes that read images, for each that trains; 0 reads in the training process."""
     loader_timeout: float = 300.0
     """Seconds to wait for the next images of the --workers before the run stops with an error."""
+    rank_timeout: float = 60.0
+    """Seconds that a process waits for the others in a step before it gives up (training by torchrun)."""
     fused_kernels: bool = False
     """Use the fast kernels (native or triton) and stop if one cannot run here; else the plain PyTorch reference."""
     verify_kernels: int = 0
@@ -220,7 +222,7 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
-        for name in ("lr", "distill_divisor", "decay_factor", "loader_timeout", "max_megapixels"):
+        for name in ("lr", "distill_divisor", "decay_factor", "loader_timeout", "rank_timeout", "max_megapixels"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
         if not 0 <= self.momentum < 1:

@@ -10,6 +10,7 @@ status meaning
 70     --verify-kernels found a fast kernel that differs from the reference
 71     out of memory, of the GPU or of the machine
 74     a file cannot be read or written: the disk is full, for instance
+75     another process of the run (torchrun) has ended or answers no more
 129    stopped by SIGHUP: the terminal went away
 130    stopped by SIGINT: Ctrl-C
 138    stopped by SIGUSR1: a cluster's notice that time is up
@@ -21,7 +22,7 @@ ends it at once. After 65, 71, 74 and any stop, ``--resume`` goes on from the ne
 """
 
 EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_KERNEL_MISMATCH, EXIT_OUT_OF_MEMORY = 2, 65, 70, 71
-EXIT_IO_ERROR, EXIT_INTERRUPTED = 74, 130
+EXIT_IO_ERROR, EXIT_LOST_RANKS, EXIT_INTERRUPTED = 74, 75, 130
 
 
 class UserError(ValueError):

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
+from rich.console import Console
 
 from zoominnet.command import make_console, run_command
 from zoominnet.config import PROFILES, ConfigError, TrainConfig
+from zoominnet.engine.distributed import join_ranks
 from zoominnet.engine.run import CONFIG_FILE, Run
+from zoominnet.engine.trainer import DivergedError, Interrupted
 
 RESUME_MAY_CHANGE = {
     "resume",
@@ -25,8 +28,8 @@ RESUME_MAY_CHANGE = {
     "checkpoint_every",
     "device",
     "verify_kernels",
+    "rank_timeout",
 }
-
 """Options that do not change what a run computes."""
 
 
@@ -90,11 +93,18 @@ def read_config(path: Path) -> TrainConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.errors)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_command(
-        "zoominnet.train",
-        lambda: Run(parse(arguments), make_console(standing=True)).run(),
-        debug="--debug" in arguments,
-    )
+
+    def job() -> None:
+        config = parse(arguments)
+        with join_ranks(config.device, config.rank_timeout) as ranks:
+            try:
+                Run(config, make_console(standing=True) if ranks.first else Console(quiet=True), ranks).run()
+            except (DivergedError, Interrupted) as error:
+                if ranks.first:
+                    raise
+                sys.exit(error.exit_status)  # every rank ends by it; the first one says so
+
+    return run_command("zoominnet.train", job, debug="--debug" in arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from zoominnet import evaluate, train
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import list_checkpoints, load_model
+from zoominnet.engine.distributed import Ranks
 
 Train = Callable[..., int]
 
@@ -218,8 +219,11 @@ def test_steps_that_are_not_finite_change_nothing(
             batch.targets[0]["boxes"][:, 0] = -math.inf
             monkeypatch.setattr(
                 self.model,
-                "losses",
-                lambda p, t: {"classification": p.logits[0].sum() * math.nan, "bbox_regression": p.deltas[0].sum()},
+                "loss_sums",
+                lambda p, t: (
+                    {"classification": p.logits[0].sum() * math.nan, "bbox_regression": p.deltas[0].sum()},
+                    torch.tensor(1),
+                ),
             )
         else:
             monkeypatch.undo()
@@ -241,8 +245,11 @@ def test_ten_bad_steps_in_a_row_end_the_run(
     tiny_train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "zoominnet.models.RetinaNet.losses",
-        lambda self, p, t: {"classification": p.logits[0].sum() * math.inf, "bbox_regression": p.deltas[0].sum()},
+        "zoominnet.models.RetinaNet.loss_sums",
+        lambda self, p, t: (
+            {"classification": p.logits[0].sum() * math.inf, "bbox_regression": p.deltas[0].sum()},
+            torch.tensor(1),
+        ),
     )
     assert tiny_train("--no-distill", "--epochs", "5") == 65
     error = capsys.readouterr().err
@@ -278,7 +285,7 @@ def test_gradient_ratio_by_hand() -> None:
     # Ratio 5 / sqrt(144 + 25) = 5 / 13; the whole was scaled by 2.
     distill = (torch.tensor([3.0, 4.0]), None)
     totals = [torch.tensor([6.0, 32.0]), torch.tensor([10.0, 0.0])]
-    assert trainer.gradient_ratio(distill, totals, 2.0) == pytest.approx(5 / 13)
+    assert trainer.gradient_ratio(distill, totals, 2.0, Ranks(torch.device("cpu"))) == pytest.approx(5 / 13)
 
 
 BAD = [

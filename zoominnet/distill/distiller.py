@@ -53,12 +53,14 @@ class DistillOptions:
 class DistillOutput:
     """Attributes:
     loss: the unweighted loss, a scalar differentiable in the student.
-    level_losses: [L], detached.
+    level_losses: [L], differentiable too; each is a sum / `masked`.
+    masked: int64 [L], number of masked positions in the batch.
     coverage: [L], share of masked positions in 0..1.
     """
 
     loss: Tensor
     level_losses: Tensor
+    masked: Tensor
     coverage: Tensor
 
 
@@ -157,6 +159,10 @@ class Distiller:
             )
         # With "tower" the two towers' losses of a level add up.
         per_level = torch.stack(losses).view(-1, len(masks)).sum(dim=0) / self.options.divisor
-        loss = per_level.sum() if self.options.levels == "sum" else per_level.mean()
+        masked = torch.stack([mask.sum() for mask in masks])
         coverage = torch.stack([mask.float().mean() for mask in masks])
-        return DistillOutput(loss, per_level.detach(), coverage)
+        return DistillOutput(self.over_levels(per_level), per_level, masked, coverage)
+
+    def over_levels(self, level_losses: Tensor) -> Tensor:
+        """The loss of a batch from those of its levels, [L]."""
+        return level_losses.sum() if self.options.levels == "sum" else level_losses.mean()

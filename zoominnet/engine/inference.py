@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from zoominnet.data import DetectionDataset, ResizeMode, Split, make_loader, shard_batches, student_images
+from zoominnet.engine.distributed import Ranks
 from zoominnet.evaluation import Detections, count_gflops, count_parameters
 from zoominnet.models import RetinaNet
 
@@ -50,6 +51,7 @@ def predict_split(
     resize: ResizeMode = "squash",
     input_path: InputPath = "direct",
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[Detections]:
     """Runs `model`, in evaluation mode, on every image of `split`.
 
@@ -61,16 +63,18 @@ def predict_split(
         batch_size, workers, timeout: of the loader.
         resize, input_path: how an image becomes the model's input.
         progress: called with the number of images done.
+        ranks: each takes a share of the images and gets the detections of all. None: this process alone.
 
     Returns:
         One entry a record, in order, boxes float64 in px of the original image.
     """
     device = next(model.parameters()).device
+    ranks = ranks or Ranks(device)
     side = model.image_size * (2 if input_path == "halved" else 1)
     dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize)
-    batches = shard_batches(len(dataset), batch_size)
+    batches = shard_batches(len(dataset), batch_size, ranks.size, ranks.rank)
     loader = make_loader(dataset, batches, workers=workers, timeout=timeout)
-    found: list[Detections] = []
+    found: dict[int, Detections] = {}
     was_training = model.training
     model.eval()
     try:
@@ -82,16 +86,31 @@ def predict_split(
             scale = side / model.image_size
             for index, target, output in zip(indices, batch.targets, outputs, strict=True):
                 if target["index"] != index:  # another image stands in for one that cannot be decoded
-                    found.append(no_detections())
+                    found[index] = no_detections()
                     continue
                 boxes = target["geometry"].to_original(output["boxes"].cpu() * scale)
-                found.append(
-                    Detections(
-                        boxes.double().numpy(), output["scores"].double().cpu().numpy(), output["labels"].cpu().numpy()
-                    )
+                found[index] = Detections(
+                    boxes.double().numpy(), output["scores"].double().cpu().numpy(), output["labels"].cpu().numpy()
                 )
             if progress is not None:
                 progress(len(found))
     finally:
         model.train(was_training)
-    return found
+    if ranks.size > 1:
+        found = exchange(found, ranks)
+    return [found[index] for index in range(len(dataset))]
+
+
+def exchange(found: dict[int, Detections], ranks: Ranks) -> dict[int, Detections]:
+    """The detections of all ranks, by image, from those of each."""
+    keys = torch.cat(ranks.gather(torch.tensor(list(found), dtype=torch.int64)))
+    rows = [
+        torch.from_numpy(np.column_stack((np.full(len(d), index), d.boxes, d.scores, d.labels)))
+        for index, d in found.items()
+    ]
+    table = torch.cat(ranks.gather(torch.cat([torch.zeros(0, 7, dtype=torch.float64), *rows]))).numpy()
+    everything = {}
+    for index in keys.tolist():
+        of_image = table[table[:, 0] == index]
+        everything[index] = Detections(of_image[:, 1:5], of_image[:, 5], of_image[:, 6].astype(np.int64))
+    return everything

@@ -111,6 +111,25 @@ def _finite(value: Any) -> Any:
     return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
+class NoLog(RunLog):
+    """Of the ranks that write nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def tell(self) -> int:
+        return 0
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class StepDisplay:
     """A live line on a terminal, a plain line every `every` steps elsewhere.
 

@@ -11,6 +11,7 @@ import platform
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 import zoominnet
-from zoominnet.command import check_same_classes, choose_device, open_data
+from zoominnet.command import check_same_classes, open_data
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.inference import cost_of, predict_split
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
@@ -47,14 +49,19 @@ class Run:
     Args:
         config: checked.
         console: where to write.
+        ranks: the processes that share the job.
 
     Raises:
         UserError: an option that cannot be used here.
     """
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
-        self.console = console
-        self.device = choose_device(config.device)
+    def __init__(self, config: TrainConfig, console: Console, ranks: Ranks) -> None:
+        self.console, self.ranks, self.device = console, ranks, ranks.device
+        if config.batch_size % ranks.size:
+            raise ConfigError(
+                f"--batch-size: {config.batch_size} does not divide over {ranks.size} processes; "
+                f"give a multiple of {ranks.size}"
+            )
         if config.amp == "fp16" and self.device.type == "cpu":
             raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
         self.backends = choose_backends(config, self.device.type)
@@ -75,18 +82,22 @@ class Run:
         Returns:
             What ``result.json`` holds: one row a model, under "teacher" and "student".
         """
-        with self._lock_folder():
+        with self._lock_folder() if self.ranks.first else nullcontext():
             return self._run()
 
     def _run(self) -> dict[str, Any]:
-        config = self.config
+        resume = self.config.resume or (self.ranks.begun and (self.config.out / CONFIG_FILE).exists())
+        self.config = config = dataclasses.replace(self.config, resume=self.ranks.share(resume))
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.console.print(self._header())
+        for warning in launch_warnings():
+            self.warn(warning)
         self._load_data()
-        for change in note_data(config.out / DATA_FILE, (self.train_set.split, self.val), resume=config.resume):
-            self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
+        if self.ranks.first:
+            for change in note_data(config.out / DATA_FILE, (self.train_set.split, self.val), resume=config.resume):
+                self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
         rows: dict[str, dict[str, Any]] = {}
         teacher = None
         if config.uses_teacher:
@@ -97,7 +108,8 @@ class Run:
         rows["student"] = {"label": label, **describe(student), **self._validate(student).values}
         result = {"config": config.as_dict(), "checkpoint": str(best), "models": rows}
         file = config.out / RESULT_FILE
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if self.ranks.first:
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         self.console.print(self._summary(rows))
         self.say(f"student: {best}\nresult:  {file}")
         seed = f" --seed {config.seed}" if config.data == "synthetic" else ""
@@ -128,7 +140,7 @@ class Run:
             raise ConfigError(
                 f"--out {out}: another run is at work in it; wait for its end, or name another folder"
             ) from error
-        if not self.config.resume and (out / CONFIG_FILE).exists():
+        if not self.config.resume and not self.ranks.begun and (out / CONFIG_FILE).exists():
             lock.close()
             raise ConfigError(f"--out {out}: holds a run already; go on with it by --resume, or name another folder")
         return lock
@@ -136,10 +148,11 @@ class Run:
     def _write_config(self) -> None:
         """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
         path = self.config.out / CONFIG_FILE
-        if not path.exists():
+        if self.ranks.first and not path.exists():
             temporary = path.with_suffix(".writing")
             temporary.write_text(json.dumps(self.config.as_dict(), indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, path)
+        self.ranks.mark_begun()
 
     def _header(self) -> Table:
         """Versions, device, seed, the backend of each op, and every option."""
@@ -150,6 +163,9 @@ class Run:
         table.add_row("versions", ", ".join(versions))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         table.add_row("device", f"{device} ({name}), amp {config.amp}")
+        if self.ranks.size > 1:
+            share = config.batch_size // self.ranks.size
+            table.add_row("processes", f"{self.ranks.size}, each {share} of the {config.batch_size} images of a batch")
         table.add_row("kernels", ", ".join(f"{op}: {backend}" for op, backend in self.backends.items()))
         table.add_row("profile", config.profile)
         table.add_row("seed", str(config.seed))
@@ -188,10 +204,11 @@ class Run:
         found = predict_split(
             model,
             val,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size // self.ranks.size,
             workers=config.workers,
             timeout=config.loader_timeout,
             resize=config.resize,
+            ranks=self.ranks,
             progress=lambda done: after_batch(),
         )
         result = evaluate_coco(val.records, found, val.class_names)
@@ -228,6 +245,8 @@ class Run:
         if config.weights != "none":
             for line in load_weights(model, config.weights).lines():
                 self.say(f"{name}: {line}")
+        if (warning := self.ranks.synchronise_batchnorm(model)) is not None:
+            self.warn(f"{name}: {warning}")
         return model.place(self.device)
 
     def _train(self, name: str, architecture: str, epochs: int, teacher: RetinaNet | None) -> Path:
@@ -240,7 +259,16 @@ class Run:
         model = self._new_model(architecture)
         distiller = None if teacher is None else Distiller(model, teacher, config.distill_options())
         phase = Phase(
-            name, config, epochs, model, distiller, self.train_set, self._validate, config.out / name, self.console
+            name,
+            config,
+            epochs,
+            model,
+            distiller,
+            self.train_set,
+            self._validate,
+            config.out / name,
+            self.console,
+            self.ranks,
         )
         if config.resume:
             phase.restore()

@@ -34,7 +34,8 @@ from zoominnet.engine.checkpoint import (
     load_state,
     newest_checkpoint,
 )
-from zoominnet.engine.log import RunLog, StepDisplay
+from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.log import NoLog, RunLog, StepDisplay
 from zoominnet.engine.optim import Schedule, build_optimizer
 from zoominnet.engine.verify import KernelCheck
 from zoominnet.errors import EXIT_DIVERGED, UserError
@@ -46,6 +47,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 MAX_SKIPPED_IN_A_ROW = 10
 SPIKE_WINDOW, SPIKE_MINIMUM, SPIKE_FACTOR = 50, 10, 10.0
 """A loss so many times the median of the last losses (of the whole window, or at least of so many) is reported."""
+ECHO_SECONDS = 1.0
+"""torchrun passes on signals that its processes may have had from the terminal already."""
 GRADIENT_RATIO_WINDOW = 5
 """The warning that distillation outweighs the task looks at the mean of so many measurements."""
 
@@ -71,13 +74,17 @@ class _ValidationStopped(Exception):  # noqa: N818
 
 @dataclass
 class StepLosses:
-    """Attributes:
-    task: "classification" and "bbox_regression".
-    distill: None where the step has no teacher.
-    features: the model's pyramid outputs, for the measure of the gradients.
+    """Of one rank's share of the batch.
+
+    Attributes:
+        task: "classification" and "bbox_regression", not divided by the number of positive anchors.
+        positives: that number, int64 scalar.
+        distill: None where the step has no teacher.
+        features: the model's pyramid outputs, for the measure of the gradients.
     """
 
     task: dict[str, Tensor]
+    positives: Tensor
     distill: DistillOutput | None
     features: list[Tensor]
 
@@ -106,7 +113,7 @@ class TrainingModule(nn.Module):
         features = model.features(x)
         towers = model.head.towers(features)
         predictions = model.predict(towers, (x.shape[-2], x.shape[-1]))
-        task = model.losses(predictions, targets)
+        task, positives = model.loss_sums(predictions, targets)
         distill = None
         if distiller is not None:
             distill = distiller(
@@ -115,7 +122,81 @@ class TrainingModule(nn.Module):
                 predictions.grids,
                 [target["boxes"] for target in targets],
             )
-        return StepLosses(task, distill, features)
+        return StepLosses(task, positives, distill, features)
+
+
+@dataclass
+class GlobalLosses:
+    """Of the whole global batch, on any number of ranks.
+
+    Attributes:
+        loss: scalar of this rank, in the graph; the mean of its gradient over the ranks is the global loss' gradient.
+        weighted_distill: the distillation's part of it, None without a teacher.
+        sums: float64, what :meth:`read` makes values of; the same on every rank.
+    """
+
+    loss: Tensor
+    weighted_distill: Tensor | None
+    sums: Tensor
+
+    def read(self, distiller: Distiller | None, weight: float, ranks: Ranks) -> tuple[dict[str, Any], int | None]:
+        """The global losses and coverages, JSON-ready, and the signal that some rank has received; waits for the device."""
+        sums = self.sums.cpu()
+        classification, regression, positives, *stops = sums[: 3 + len(STOP_SIGNALS)].tolist()
+        values: dict[str, Any] = {
+            "classification": classification / max(positives, 1),
+            "bbox_regression": regression / max(positives, 1),
+        }
+        values["loss"] = values["classification"] + values["bbox_regression"]
+        if distiller is not None:
+            level_sums, masked, coverage = sums[3 + len(STOP_SIGNALS) :].view(3, -1)
+            level_losses = level_sums / masked.clamp(min=1)
+            values["distill"] = float(distiller.over_levels(level_losses))
+            values["loss"] += weight * values["distill"]
+            values["distill_levels"] = level_losses.tolist()
+            values["coverage"] = (coverage / ranks.size).tolist()
+        return values, first_stop(stops)
+
+
+def combine_losses(
+    losses: StepLosses, distiller: Distiller | None, weight: float, ranks: Ranks, received: list[int]
+) -> GlobalLosses:
+    """Brings the ranks' shares of a batch together by one sum, before the backward pass.
+
+    Args:
+        losses: of this rank's share.
+        distiller, weight: of the distillation loss.
+        ranks: all processes.
+        received: signals that this one has received.
+    """
+    task, positives, distill = losses.task, losses.positives, losses.distill
+    own = [torch.stack([task["classification"], task["bbox_regression"]]).detach(), positives.view(1)]
+    own.append(torch.tensor([number in received for number in STOP_SIGNALS], device=positives.device))
+    if distill is not None:
+        own += [distill.level_losses.detach() * distill.masked, distill.masked, distill.coverage]
+    sums = ranks.sum(torch.cat([part.double() for part in own]))
+
+    # DDP takes the mean over the ranks, so each divides by the global count's share.
+    divisor = (sums[2].clamp(min=1) / ranks.size).float()
+    loss = task["classification"] / divisor + task["bbox_regression"] / divisor
+    weighted = None
+    if distill is not None and distiller is not None:
+        masked = sums[3 + len(STOP_SIGNALS) :].view(3, -1)[1]
+        shares = ranks.size * distill.masked / masked.clamp(min=1)
+        weighted = weight * distiller.over_levels(distill.level_losses * shares.float())
+        loss = loss + weighted
+    return GlobalLosses(loss, weighted, sums)
+
+
+def first_stop(counts: list[float]) -> int | None:
+    """Of `STOP_SIGNALS`, the first one that some rank has received."""
+    return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)
+
+
+def agreed_stop(received: list[int], ranks: Ranks) -> int | None:
+    """The same on every rank, at the cost of a sum of its own."""
+    flags = torch.tensor([number in received for number in STOP_SIGNALS], dtype=torch.float64, device=ranks.device)
+    return first_stop(ranks.sum(flags).tolist())
 
 
 @dataclass(frozen=True)
@@ -142,6 +223,7 @@ class Phase:
         validate: measures the model on the validation split, and calls its second argument after every batch.
         folder: of this phase; holds ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         console: where to write.
+        ranks: the processes that train it together.
     """
 
     def __init__(
@@ -155,14 +237,17 @@ class Phase:
         validate: Callable[[RetinaNet, Callable[[], None]], Validation],
         folder: Path,
         console: Console,
+        ranks: Ranks,
     ) -> None:
         self.name, self.config, self.epochs, self.model, self.distiller = name, config, epochs, model, distiller
         self.train_set, self.validate, self.folder, self.console = train_set, validate, folder, console
-        self.device = next(model.parameters()).device
-        self.module = TrainingModule(model, distiller)
+        self.ranks, self.device = ranks, ranks.device
+        self.module: nn.Module = TrainingModule(model, distiller)
         self.optimizer = build_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.plan = BatchPlan(len(train_set), config.batch_size, seed=config.seed)
+        self.plan = BatchPlan(
+            len(train_set), config.batch_size, seed=config.seed, world_size=ranks.size, rank=ranks.rank
+        )
         self.schedule = Schedule.from_config(config, self.plan.steps_per_epoch, epochs)
         self.step = 0
         self._statistics: list[Tensor] = []
@@ -171,6 +256,8 @@ class Phase:
         self.log_bytes = 0
         self.validation_due = False
         self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self.received: list[int] = []
+        self.stop: int | None = None
         self.ratios: deque[float] = deque(maxlen=GRADIENT_RATIO_WINDOW)
         self.warned_of_ratio = False
 
@@ -184,11 +271,13 @@ class Phase:
         Returns:
             Whether there was one.
         """
-        path, problems = newest_checkpoint(self.checkpoints)
+        path, problems = newest_checkpoint(self.checkpoints) if self.ranks.first else (None, [])
         for problem in problems:
             self.console.print(f"[yellow]{self.name}: passed over {escape(problem)}[/]")
-        if path is None:
+        name = self.ranks.share(path and path.name)  # what another node sees of the folder may be older
+        if name is None:
             return False
+        path = self.checkpoints / name
         try:
             self._load(*load_state(path))
         except CheckpointError:
@@ -218,7 +307,9 @@ class Phase:
         self.losses.extend(float(loss) for loss in state["losses"])
 
     def save(self, writer: CheckpointWriter, log: RunLog, ap: float | None) -> None:
-        """Starts writing a checkpoint; `ap` is the validation's, None where the model was not measured."""
+        """Starts writing a checkpoint, on the first rank; `ap` is the validation's, None where nothing was measured."""
+        if not self.ranks.first:
+            return
         config = self.config.as_dict()
         info = ModelInfo.of(self.model, self.train_set.split.class_names, self.train_set.split.category_ids, config, ap)
         parameters = self.optimizer.param_groups[0]["params"]
@@ -247,35 +338,37 @@ class Phase:
         Raises:
             DivergedError, Interrupted, KernelMismatchError: see there; nothing is lost.
         """
-        log = RunLog(self.folder, self._warn, self.log_bytes, self.step)
+        self.ranks.wait()
+        self.module = self.ranks.wrap(self.module, deterministic=self.config.deterministic)
+        log = RunLog(self.folder, self._warn, self.log_bytes, self.step) if self.ranks.first else NoLog()
         writer = CheckpointWriter(self.checkpoints, self.config.keep_checkpoints, before=log.sync)
         total = self.schedule.total_steps
         self.kernel_check = KernelCheck(self.name, min(self.config.verify_kernels, total - self.step), self.console)
         try:
             with (
                 StepDisplay(self.console, self.name, total, self.step, self.config.log_every) as display,
-                stop_signals() as stopped,
+                stop_signals(quiet=not self.ranks.first) as self.received,
             ):
-                while self.step < total or self.validation_due:
+                while self.stop is None and (self.step < total or self.validation_due):
                     if not self.validation_due:
-                        self._run_epoch(log, writer, display, stopped)
+                        self._run_epoch(log, writer, display)
                     if self.validation_due:
-                        self._run_validation(log, writer, stopped)
-                    if stopped:
-                        writer.wait()
-                        raise Interrupted(stopped[0], self.step, self.checkpoints)
+                        self._run_validation(log, writer)
+                if self.stop is None:  # one may have come too late for the last step
+                    self.stop = agreed_stop(self.received, self.ranks)
                 writer.wait()
-                if stopped:
-                    raise Interrupted(stopped[0], self.step, self.checkpoints)
+                self.ranks.wait()
+                if self.stop is not None:
+                    raise Interrupted(self.stop, self.step, self.checkpoints)
         except Exception:
             with suppress(CheckpointWriteError):
                 writer.wait()  # a checkpoint that is being written is worth having
             raise
         finally:
             log.close()
-        return best_checkpoint(self.checkpoints)
+        return Path(self.ranks.share(str(best_checkpoint(self.checkpoints)) if self.ranks.first else None))
 
-    def _run_epoch(self, log: RunLog, writer: CheckpointWriter, display: StepDisplay, stopped: list[int]) -> None:
+    def _run_epoch(self, log: RunLog, writer: CheckpointWriter, display: StepDisplay) -> None:
         """Trains to the end of the epoch, or until a stop signal has come and the step is saved."""
         epoch, start = divmod(self.step, self.plan.steps_per_epoch)
         loader = make_loader(
@@ -293,32 +386,40 @@ class Phase:
             measure = (self.step + 1) % self.config.log_every == 0
             with self.kernel_check.watch(self.step, batch):
                 values = self._train_step(batch, measure)
+            self._notice_stop()
             self.step += 1
             self._watch_loss(log, batch, values["loss"])
             if measure:
                 log.write("train", self.step, {"epoch": epoch, **values})
             now = time.perf_counter()
-            values["images_per_s"] = len(batch.images) / (now - started)
+            values["images_per_s"] = self.plan.batch_size / (now - started)
             started = now
             display.update(self.step, self._describe(epoch, values))
             writer.poll()
             if self.step == self.schedule.total_steps or self.step % self.plan.steps_per_epoch == 0:
                 self.validation_due = True
                 return
-            if stopped or self.step % self.config.checkpoint_every == 0:
+            if self.stop is not None or self.step % self.config.checkpoint_every == 0:
                 self.save(writer, log, None)
-            if stopped:
+            if self.stop is not None:
                 return
 
-    def _run_validation(self, log: RunLog, writer: CheckpointWriter, stopped: list[int]) -> None:
+    def _notice_stop(self) -> None:
+        """Several ranks agree on a stop within a step; one alone need not wait for the next."""
+        if self.ranks.size == 1:
+            self.stop = next(iter(self.received), None)
+
+    def _run_validation(self, log: RunLog, writer: CheckpointWriter) -> None:
         """Measures the model and saves it; when a stop signal comes, saves it unmeasured."""
 
         def check() -> None:
-            if stopped:
+            self._notice_stop()
+            if self.stop is not None:
                 raise _ValidationStopped
 
         try:
             check()
+            self.ranks.share_buffers(self.model)
             validation = self.validate(self.model, check)
         except _ValidationStopped:
             self.save(writer, log, None)
@@ -334,10 +435,14 @@ class Phase:
         self.save(writer, log, None if math.isnan(validation.ap) else validation.ap)
 
     def _train_step(self, batch: Batch, measure: bool) -> dict[str, Any]:
-        """One optimiser step, or a skipped one where loss or gradient are not finite.
+        """One optimiser step, or a skipped one where loss or gradient are not finite on any rank.
+
+        Args:
+            batch: this rank's share.
+            measure: also the gradient ratio.
 
         Returns:
-            The step's losses and rates, JSON-ready.
+            The global batch's losses and rates, JSON-ready.
         """
         lr = self.schedule.at(self.step)
         self.optimizer.param_groups[0]["lr"] = lr
@@ -352,44 +457,35 @@ class Phase:
         dtype = AUTOCAST_DTYPES.get(self.config.amp)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             losses: StepLosses = self.module(images, targets)
-        loss = losses.task["classification"] + losses.task["bbox_regression"]
-        weighted = None
-        if losses.distill is not None:
-            weighted = self.distiller.options.weight_at(self.step) * losses.distill.loss  # type: ignore[union-attr]
-            loss = loss + weighted
+        weight = 0.0 if self.distiller is None else self.distiller.options.weight_at(self.step)
+        whole = combine_losses(losses, self.distiller, weight, self.ranks, self.received)
+        weighted = whole.weighted_distill
         ratio = None
         self.optimizer.zero_grad(set_to_none=True)
         distill_grads: tuple[Tensor | None, ...] = ()
         if measure and weighted is not None:
             distill_grads = torch.autograd.grad(weighted, losses.features, retain_graph=True, allow_unused=True)
         with captured_gradients(losses.features if distill_grads else []) as totals:
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(whole.loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
-        if finite:
+        values, self.stop = whole.read(self.distiller, weight, self.ranks)
+        # Every rank has the same losses and, by DDP, the same gradients: all of them take the same branch.
+        if math.isfinite(values["loss"]) and math.isfinite(float(norm)):
             if self.config.clip_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self.config.clip_grad_norm, norm)
             if distill_grads:
-                ratio = gradient_ratio(distill_grads, totals, self.scaler.get_scale())
+                ratio = gradient_ratio(distill_grads, totals, self.scaler.get_scale(), self.ranks)
                 self._watch_ratio(ratio)
             self.scaler.step(self.optimizer)
             self.skipped_in_a_row = 0
         else:
             for buffer, value in zip(self._statistics, before, strict=True):
                 buffer.copy_(value)
-            self._skip(batch, loss, norm)
+            self._skip(batch, values["loss"], float(norm))
         self.scaler.update()
-        values: dict[str, Any] = {
-            "loss": float(loss.detach()),
-            **{k: float(v.detach()) for k, v in losses.task.items()},
-        }
-        if losses.distill is not None:
-            values["distill"] = float(losses.distill.loss.detach())
-            values["distill_levels"] = losses.distill.level_losses.tolist()
-            values["coverage"] = losses.distill.coverage.tolist()
-            if ratio is not None:
-                values["distill_gradient_ratio"] = ratio
+        if ratio is not None:
+            values["distill_gradient_ratio"] = ratio
         return {**values, "grad_norm": float(norm), "lr": lr, "skipped": self.skipped}
 
     def _warn(self, text: str) -> None:
@@ -400,7 +496,7 @@ class Phase:
         if not math.isfinite(loss):
             return
         if len(self.losses) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * (usual := statistics.median(self.losses)):
-            ids = [target["image_id"] for target in batch.targets]
+            ids = self._image_ids(batch)
             self._warn(
                 f"step {self.step}: loss {loss:g} is {loss / usual:.0f} times the usual {usual:g} (images {ids})"
             )
@@ -408,12 +504,12 @@ class Phase:
             log.write("event", self.step, event)
         self.losses.append(loss)
 
-    def _skip(self, batch: Batch, loss: Tensor, norm: Tensor) -> None:
+    def _skip(self, batch: Batch, loss: float, norm: float) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
-        ids = [target["image_id"] for target in batch.targets]
+        ids = self._image_ids(batch)
         self.console.print(
-            f"[yellow]{self.name} step {self.step + 1}: loss {float(loss.detach()):g}, gradient norm {float(norm):g}: "
+            f"[yellow]{self.name} step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}: "
             f"step skipped (images {ids})[/]",
             highlight=False,
         )
@@ -422,6 +518,11 @@ class Phase:
                 f"{self.name}: loss or gradient were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (the last at "
                 f"step {self.step + 1}, images {ids}); lower --lr, or look at these images"
             )
+
+    def _image_ids(self, batch: Batch) -> list[int]:
+        """Of the global batch; to be called by all ranks."""
+        own = torch.tensor([target["image_id"] for target in batch.targets])
+        return [int(image_id) for part in self.ranks.gather(own) for image_id in part]
 
     def _watch_ratio(self, ratio: float) -> None:
         self.ratios.append(ratio)
@@ -453,25 +554,29 @@ def batch_statistics(model: nn.Module) -> list[Tensor]:
     return [
         buffer
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.training
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
         for buffer in module.buffers()
     ]
 
 
-def gradient_ratio(distill: tuple[Tensor | None, ...], totals: list[Tensor | None], scale: float) -> float:
-    """Norm of the distillation gradient over the norm of the task's, both on the pyramid's outputs.
+def gradient_ratio(
+    distill: tuple[Tensor | None, ...], totals: list[Tensor | None], scale: float, ranks: Ranks
+) -> float:
+    """Norm of the distillation gradient over the norm of the task's, both on the pyramid's outputs of all ranks.
 
     Args:
         distill: gradient of the weighted distillation loss, None where a level has none.
         totals: gradient of the scaled whole loss.
         scale: of the loss scaler.
+        ranks: all processes.
     """
-    distill_square = task_square = 0.0
+    squares = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for part, total in zip(distill, totals, strict=True):
         whole = total.float() / scale if total is not None else 0.0
         share = part.float() if part is not None else 0.0
-        distill_square += float(torch.as_tensor(share).square().sum())
-        task_square += float(torch.as_tensor(whole - share).square().sum())
+        squares[0] += torch.as_tensor(share).square().sum()
+        squares[1] += torch.as_tensor(whole - share).square().sum()
+    distill_square, task_square = ranks.sum(squares).tolist()
     return math.sqrt(distill_square / task_square) if task_square > 0 else math.inf
 
 
@@ -495,20 +600,35 @@ def captured_gradients(tensors: list[Tensor]) -> Iterator[list[Tensor | None]]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def stop_signals(*, quiet: bool = False) -> Iterator[list[int]]:
     """A list that holds the number of the first of `STOP_SIGNALS`; a second one acts at once, as without this.
 
     A signal that is ignored stays so (nohup).
     """
     received: list[int] = []
     previous: dict[int, Any] = {}
+    first, launched = 0.0, torch.distributed.is_torchelastic_launched()
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+    def restore() -> None:
         for each, handler in previous.items():
             signal.signal(each, handler)
-        with suppress(OSError):  # not print(): the signal may have come in the middle of one
-            os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if received and launched and time.monotonic() - first < ECHO_SECONDS:
+            return
+        if received:
+            restore()
+            os.kill(os.getpid(), number)
+            return
+        received.append(number)
+        if launched:
+            first = time.monotonic()
+        else:
+            restore()
+        if not quiet:
+            with suppress(OSError):  # not print(): the signal may have come in the middle of one
+                os.write(2, b"\nstopping after this step; once more stops at once\n")
 
     for each in STOP_SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:
@@ -516,8 +636,7 @@ def stop_signals() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def peak_memory_mib(device: torch.device) -> float:

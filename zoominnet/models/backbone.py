@@ -55,7 +55,7 @@ class ResNetStages(nn.Module):
         super().train(mode)
         for root in [self] if self.norm_eval else self._frozen():
             for module in root.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm too
                     module.eval()
         return self
 

@@ -230,6 +230,16 @@ class RetinaNet(nn.Module):
             {"classification": float32 scalar, "bbox_regression": float32 scalar}; the second is 0, and in the graph,
             where no anchor is positive.
         """
+        sums, positives = self.loss_sums(predictions, targets)
+        return {name: value / positives.clamp(min=1) for name, value in sums.items()}
+
+    def loss_sums(
+        self, predictions: Predictions, targets: Sequence[dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The sums of :meth:`losses` before they are divided, and the number of positive anchors (int64 scalar).
+
+        Sums and counts of the parts of a batch add up to those of the whole; losses do not.
+        """
         logits = torch.cat(predictions.logits, dim=1).float()
         deltas = torch.cat(predictions.deltas, dim=1).float()
         boxes = [target["boxes"].float() for target in targets]
@@ -238,7 +248,6 @@ class RetinaNet(nn.Module):
             ignored = torch.stack([inside_ignored(predictions.grids, target.get("ignored")) for target in targets])
             matched = torch.where(ignored, -2, matched)
         positive = matched >= 0
-        num_positive = positive.sum().clamp(min=1)
 
         # One gather for the whole batch, without a host synchronisation: unmatched anchors point at a dummy at the end.
         counts = torch.tensor([0, *(len(b) for b in boxes)], device=matched.device)
@@ -252,10 +261,11 @@ class RetinaNet(nn.Module):
         focal = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2.0, reduction="none")
         anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in predictions.grids])
         l1 = (deltas - encode_boxes(matched_boxes, anchors)).abs()
-        return {
-            "classification": (focal * (matched != -2)[..., None]).sum() / num_positive,
-            "bbox_regression": (l1 * positive[..., None]).sum() / num_positive,
+        sums = {
+            "classification": (focal * (matched != -2)[..., None]).sum(),
+            "bbox_regression": (l1 * positive[..., None]).sum(),
         }
+        return sums, positive.sum()
 
     @torch.no_grad()
     def detections(self, predictions: Predictions, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:

@@ -1,0 +1,154 @@
+"""Ranks for the tests: train.main in several processes, with faults; also a script for torchrun.
+
+    torchrun ... tests/engine/rank_jobs.py FAULTS OPTION...
+
+FAULTS is a JSON list of {"do", "rank", "phase", "step", "attempt"}: before optimiser step `step` (0 is the first) of
+`phase`, on `rank`, at the launch's restart `attempt`, "kill" sends SIGKILL to the process itself, "exit" leaves it with
+status 3, "term" sends it SIGTERM, "nan" makes its losses NaN from there on, "hang" sleeps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoominnet import train
+from zoominnet.data import Batch, open_split
+from zoominnet.engine import trainer
+from zoominnet.engine.checkpoint import load_model
+from zoominnet.engine.distributed import join_ranks
+from zoominnet.engine.inference import predict_split
+
+Fault = dict[str, Any]
+
+
+def arm(faults: list[Fault]) -> None:
+    """Makes this process fail as `faults` say."""
+    train_step = trainer.Phase._train_step
+    rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+    def step(self: trainer.Phase, batch: Batch, measure: bool) -> dict[str, Any]:
+        for fault in faults:
+            if (fault["rank"], fault["phase"], fault.get("attempt", 0)) != (rank, self.name, attempt):
+                continue
+            if fault["do"] == "nan" and self.step >= fault["step"]:
+                sums = self.model.loss_sums
+                self.model.loss_sums = lambda *a, sums=sums: (  # type: ignore[method-assign]
+                    {name: value * math.nan for name, value in sums(*a)[0].items()},
+                    sums(*a)[1],
+                )
+                values = train_step(self, batch, measure)
+                del self.model.loss_sums
+                return values
+            if self.step != fault["step"]:
+                continue
+            if fault["do"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault["do"] == "exit":
+                os._exit(3)
+            if fault["do"] == "term":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if fault["do"] == "hang":
+                time.sleep(600)
+        return train_step(self, batch, measure)
+
+    trainer.Phase._train_step = step  # type: ignore[method-assign]
+
+
+def predict(run: str, data: str, out: str) -> int:
+    """Saves what this rank gets of the detections of all images."""
+    with join_ranks("cpu", 60) as ranks:
+        model, _ = load_model(Path(run), score_threshold=0.0, max_detections=7)
+        found = predict_split(model, open_split(data, "val"), ranks=ranks)
+        arrays = [np.column_stack((d.boxes, d.scores, d.labels)) for d in found]
+        np.savez(f"{out}/{ranks.size}-{ranks.rank}.npz", *arrays)
+    return 0
+
+
+def _rank(
+    rank: int,
+    size: int,
+    port: int,
+    faults: list[Fault],
+    job: Callable[..., int],
+    arguments: tuple[Any, ...],
+    talk: Path,
+) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+        "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = talk.open("w")
+    arm(faults)
+    sys.exit(job(*arguments))
+
+
+def train_in_ranks(
+    size: int, options: list[str], talk: Path, faults: list[Fault] | None = None, limit: float = 240
+) -> tuple[list[int | None], list[str]]:
+    """`run_in_ranks` of the training command."""
+    return run_in_ranks(train.main, size, talk, options, faults=faults, limit=limit)
+
+
+def run_in_ranks(
+    job: Callable[..., int],
+    size: int,
+    talk: Path,
+    *arguments: Any,
+    faults: list[Fault] | None = None,
+    limit: float = 240,
+) -> tuple[list[int | None], list[str]]:
+    """Calls `job` in `size` processes of this machine, started as torchrun would start them.
+
+    They are forked from a server that has imported everything once.
+
+    Args:
+        talk: folder for what they print.
+        limit: seconds; who is not done by then is killed and has the exit status None.
+
+    Returns:
+        Exit statuses and outputs in order of rank.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoominnet.train"])
+    talk.mkdir(parents=True, exist_ok=True)
+    files = [talk / f"rank{rank}.txt" for rank in range(size)]
+    processes = [
+        context.Process(target=_rank, args=(rank, size, port, faults or [], job, arguments, files[rank]))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + limit
+    statuses: list[int | None] = []
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        statuses.append(process.exitcode)
+    for process in processes:
+        process.kill()
+        process.join()
+    return statuses, [file.read_text() for file in files]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    arm(json.loads(sys.argv[1]))
+    sys.exit(train.main(sys.argv[2:]))

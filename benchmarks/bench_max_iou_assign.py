@@ -44,7 +44,9 @@ def rivals_of(
     need = 4 * COPIES * len(flat) * max(len(boxes) for boxes in images)
     compiled_assign = compiled(assign_compilable, dynamic=len(images) > 1)
     for name, function in (("eager", assign_torchvision), ("compiled", compiled_assign)):
-        if need > 0.6 * available_memory(device):
+        if device.type == "cpu" and name == "compiled" and len(images) > 1:
+            left_out[name] = "not run"  # on a CPU it takes minutes to compile for any number of boxes
+        elif need > 0.6 * available_memory(device):
             left_out[name] = f"needs about {need / 1e9:.0f} GB"
         else:
             rivals.append(Rival(name, lambda f=function: [f(flat, boxes) for boxes in images]))

@@ -21,8 +21,9 @@ class CheckLoss:
     def __init__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> None:
         self.eps = torch.finfo(student.dtype).eps
         leaf = student.detach().double().requires_grad_()
-        self.loss = pa_l2_eager(leaf, teacher.double(), mask)
-        (self.grad,) = torch.autograd.grad(self.loss, leaf)
+        loss = pa_l2_eager(leaf, teacher.double(), mask)
+        (self.grad,) = torch.autograd.grad(loss, leaf)
+        self.loss = loss.detach()
         self.scale = float(self.grad.abs().max())
 
     def __call__(self, name: str, result: tuple[Tensor | None, Tensor | None]) -> None:
@@ -32,7 +33,9 @@ class CheckLoss:
         ours = name in ("native", "triton", "reference")
         if loss is not None:
             rtol = 1e-5 if ours else max(8 * self.eps, 1e-5)
-            torch.testing.assert_close(loss.double(), self.loss, rtol=rtol, atol=0, msg=lambda m: f"{name}: loss: {m}")
+            torch.testing.assert_close(
+                loss.detach().double(), self.loss, rtol=rtol, atol=0, msg=lambda m: f"{name}: loss: {m}"
+            )
         if grad is not None:
             atol = (1 if ours else 4) * self.eps * self.scale
             torch.testing.assert_close(

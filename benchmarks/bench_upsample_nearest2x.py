@@ -27,8 +27,9 @@ class CheckUpsample:
     def __init__(self, x: Tensor, add: Tensor | None, grad: Tensor) -> None:
         self.eps = torch.finfo(x.dtype).eps
         leaf = x.detach().double().requires_grad_()
-        self.out = upsample_eager(leaf, None if add is None else add.double())
-        (self.grad,) = torch.autograd.grad(self.out, leaf, grad.double())
+        out = upsample_eager(leaf, None if add is None else add.double())
+        (self.grad,) = torch.autograd.grad(out, leaf, grad.double())
+        self.out = out.detach()
 
     def __call__(self, name: str, result: tuple[Tensor | None, Tensor | None]) -> None:
         for what, got, expected in zip(("output", "gradient"), result, (self.out, self.grad), strict=True):
@@ -36,7 +37,7 @@ class CheckUpsample:
                 # Sums that cancel are not close to themselves in float64, but to the size of what was added.
                 atol = 4 * self.eps * float(expected.abs().max())
                 torch.testing.assert_close(
-                    got.double(), expected, rtol=0, atol=atol, msg=lambda m, w=what: f"{name}: {w}: {m}"
+                    got.detach().double(), expected, rtol=0, atol=atol, msg=lambda m, w=what: f"{name}: {w}: {m}"
                 )
 
 

@@ -147,7 +147,7 @@ class ModelShape:
 
 
 MODEL_SHAPES = {
-    ("full", "cpu"): ModelShape("resnet18", 64, 128, 2),
+    ("full", "cpu"): ModelShape("resnet18", 64, 128, 1),
     ("full", "cuda"): ModelShape("resnet50", 256, 512, 4),
     ("tiny", "cpu"): ModelShape("resnet18", 8, 128, 1),
     ("tiny", "cuda"): ModelShape("resnet18", 8, 128, 1),

@@ -92,23 +92,35 @@ TARGETS = [
 ]
 
 
-def take(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of the JSON of pytest-benchmark, what is kept: a device's name to its results. Numbers have four digits."""
+def take(*raws: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of the JSON of pytest-benchmark, what is kept: a device's name to its results. Numbers have four digits.
+
+    Several runs, of some of the files each, are put together; where two have the same benchmark, the first one's stays.
+
+    Raises:
+        SystemExit: they are not of the same commit, machine, versions and number of threads.
+    """
     kept: dict[str, dict[str, Any]] = {}
-    for benchmark in raw["benchmarks"]:
-        info = benchmark["extra_info"]
-        if "rivals" not in info:
-            continue
-        results = kept.setdefault(
-            info["device"],
-            {
-                "command": f"pytest benchmarks/ --benchmark-only --threads {info['threads']}",
-                "date": raw["datetime"][:10],
-                **{key: info[key] for key in COMMON},
-                "benchmarks": [],
-            },
-        )
-        results["benchmarks"].append(rounded({key: info[key] for key in OF_EACH}))
+    seen = set()
+    for raw in raws:
+        for info in (benchmark["extra_info"] for benchmark in raw["benchmarks"]):
+            if "rivals" not in info:
+                continue
+            common = {key: info[key] for key in COMMON}
+            command = f"pytest benchmarks/ --benchmark-only --threads {info['threads']}"
+            head = {"command": command, "date": raw["datetime"][:10], **common}
+            results = kept.setdefault(info["device"], {**head, "benchmarks": []})
+            if other := [key for key in COMMON if results[key] != info[key]]:
+                raise SystemExit(
+                    f"report: runs that differ in {', '.join(other)} cannot be put together:"
+                    f" {', '.join(f'{results[key]} and {info[key]}' for key in other)}"
+                )
+            name = (info["device"], info["op"], info["shape"], info["direction"])
+            if name not in seen:
+                seen.add(name)
+                results["benchmarks"].append(rounded({key: info[key] for key in OF_EACH}))
+    for results in kept.values():
+        results["benchmarks"].sort(key=lambda b: b["op"])
     return kept
 
 
@@ -141,16 +153,18 @@ def ratio(benchmark: dict[str, Any], name: str) -> float | None:
 def fastest(results: dict[str, Any], operation: str) -> str:
     """What a backend `auto` should take for an operation by these results, dense forms and small shapes included.
 
-    That is "native" or "triton" where it beats ``torch.compile`` at each shape, the quicker one by the sum of the
-    logarithms; else "reference".
+    That is the quickest by the geometric mean, of forward and backward together where there is a gradient; but of
+    "native" and "triton" only one that beats ``torch.compile`` at every shape.
     """
     benchmarks = [b for b in results["benchmarks"] if b["op"].split()[0].rstrip(",") == operation]
-    product = {"reference": math.inf}
-    for name in OURS:
+    benchmarks = [b for b in benchmarks if b["direction"] == "both"] or benchmarks
+    logarithms = {}
+    for name in ("reference", *OURS):
         pairs = [(b["rivals"].get(name), b["rivals"].get("compiled")) for b in benchmarks]
-        if all(mine and (theirs is None or seconds(mine) < seconds(theirs)) for mine, theirs in pairs):
-            product[name] = sum(math.log(seconds(b["rivals"][name])) for b in benchmarks)
-    return min(product, key=product.__getitem__)
+        beats = all(mine and (theirs is None or seconds(mine) < seconds(theirs)) for mine, theirs in pairs)
+        if name == "reference" or beats:
+            logarithms[name] = sum(math.log(seconds(b["rivals"][name])) for b in benchmarks)
+    return min(logarithms, key=logarithms.__getitem__)
 
 
 def time(value: float) -> str:
@@ -320,7 +334,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--take", type=Path, metavar="RAW", help="keep the results of this run, and make the tables")
+    choice.add_argument(
+        "--take", type=Path, nargs="+", metavar="RAW", help="keep the results of these runs, and make the tables"
+    )
     choice.add_argument("--show", type=Path, metavar="RAW", help="print the tables of this run")
     choice.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table differs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where --show writes")
@@ -335,7 +351,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return 0
     folder = root / "benchmarks" / "results"
     if options.take:
-        write_results(folder, take(json.loads(options.take.read_text(encoding="utf-8"))))
+        write_results(folder, take(*(json.loads(path.read_text(encoding="utf-8")) for path in options.take)))
     kept = read_results(folder)
     differs = []
     for name, (mark, section) in DOCUMENTS.items():
@@ -347,10 +363,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             if not options.check:
                 path.write_text(made, encoding="utf-8")
     if options.check and differs:
-        print(
-            f"report: the tables of {', '.join(differs)} are not those of the results: run {sys.argv[0]}",
-            file=sys.stderr,
-        )
+        told = f"the tables of {', '.join(differs)} are not those of the results; run python benchmarks/report.py"
+        print(f"report: {told}", file=sys.stderr)
         return 1
     print(f"report: {'changed ' + ', '.join(differs) if differs else 'all tables are those of the results'}")
     return 0

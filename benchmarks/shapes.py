@@ -2,6 +2,8 @@
 
 Boxes are those of real images where ../shared/data/visdrone-mini is present beside the repository, else made up with
 like numbers and sizes. The "tiny" shapes bear the same names and take next to no time.
+
+    PYTHONPATH=. python benchmarks/shapes.py    # prints how much work is in each
 """
 
 from __future__ import annotations
@@ -219,3 +221,36 @@ def key_positions(images: int, height: int, width: int) -> Tensor:
 
 def _total_area(boxes: Tensor) -> float:
     return float((boxes[:, 2:] - boxes[:, :2]).prod(1).sum())
+
+
+def work(shape: BoxShape) -> dict[str, int]:
+    """Pairs of an anchor and a box, those that touch, and the groups of eight neighbours of a row that hold these."""
+    grids, images = shape.grids(), shape.gt_boxes()
+    counts = {"anchors": sum(grid.num_anchors for grid in grids), "pairs": 0, "touching": 0, "groups of 8": 0}
+    for boxes in images:
+        counts["pairs"] += counts["anchors"] * len(boxes)
+        for grid in grids:
+            x1, y1, x2, y2 = grid.boxes().unbind(-1)
+            columns = ((x1[0, ..., None] < boxes[:, 2]) & (x2[0, ..., None] > boxes[:, 0])).sum(0)  # [K, G]
+            rows = ((y1[:, 0, :, None] < boxes[:, 3]) & (y2[:, 0, :, None] > boxes[:, 1])).sum(0)
+            counts["touching"] += int((rows * columns).sum())
+            counts["groups of 8"] += int((rows * ((columns + 7) // 8)).sum())
+    return counts
+
+
+def main() -> None:
+    print("real images of VisDrone-mini" if real_boxes() is not None else "made-up images")
+    for name, shape in BOX_SHAPES["full"].items():
+        print(f"{name}: {', '.join(f'{count:,} {what}' for what, count in work(shape).items())}")
+    for name, shape in LOSS_SHAPES["full"].items():
+        mask = shape.mask().view(shape.B, shape.h, shape.step, shape.w, shape.step)
+        cells = mask.any(4).any(2)
+        groups = F.max_pool2d(cells[:, None].float(), (1, min(8, shape.w)))
+        print(
+            f"{name}: masked {mask.float().mean():.1%} of the positions, {cells.float().mean():.1%} of the student's"
+            f" cells, {groups.mean():.1%} of its groups of 8"
+        )
+
+
+if __name__ == "__main__":
+    main()

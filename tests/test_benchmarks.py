@@ -46,9 +46,11 @@ def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.timeout(900)
 def test_benchmarks_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
-    done = run_benchmarks("benchmarks", "--benchmark-only", f"--benchmark-json={raw}")
+    some = "54 or 2000 or P3-both or (train_step and fa) or snet"
+    done = run_benchmarks("benchmarks", "--benchmark-only", f"--benchmark-json={raw}", "-k", some)
     assert done.returncode == 0, done.stdout + done.stderr
     kept = report.take(json.loads(raw.read_text()))
     results = kept["cpu"]
@@ -59,7 +61,7 @@ def test_benchmarks_run(tmp_path: Path) -> None:
         expected = {"reference", "copy"} | ({"native"} if NATIVE == "ok" else set())
         if benchmark["op"] not in ("training step", "inference"):
             expected |= {"eager", "compiled"}
-        assert benchmark["rivals"].keys() >= expected
+        assert benchmark["rivals"].keys() | benchmark["left_out"].keys() >= expected
         assert benchmark["bytes"] > 0
         for rival in benchmark["rivals"].values():
             assert 0 < rival["q1"] <= rival["median"] <= rival["q3"]
@@ -89,6 +91,7 @@ broken("upsample_nearest2x", lambda out: out + 1e-4)
 """
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(NATIVE != "ok", reason=f"native backend {NATIVE}")
 def test_a_wrong_kernel_fails(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(f'WRONG = "native"\n{BREAK}')
@@ -256,6 +259,18 @@ def test_what_is_kept_names_no_host() -> None:
     assert "data" not in json.dumps(kept)
 
 
+def test_runs_of_one_commit_are_put_together() -> None:
+    def run(op: str, commit: str = "abc", seconds: float = 1.0) -> dict[str, Any]:
+        info = {**results_with(), **result(op, "x", "both", native=seconds), "sizes": "", "dtype": "", "rounds": 2}
+        return {"datetime": "2000-01-01T01:02:03", "benchmarks": [{"extra_info": {**info, "commit": commit}}]}
+
+    kept = report.take(run("upsample"), run("akdp"), run("akdp", seconds=5.0))
+    assert [b["op"] for b in kept["cpu"]["benchmarks"]] == ["akdp", "upsample"]
+    assert kept["cpu"]["benchmarks"][0]["rivals"]["native"]["median"] == 1
+    with pytest.raises(SystemExit, match="differ in commit cannot be put together: abc and abd"):
+        report.take(run("akdp"), run("upsample", commit="abd"))
+
+
 def test_report_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     for name, (mark, _) in report.DOCUMENTS.items():
@@ -301,6 +316,19 @@ def test_kernels_agree_on_the_shapes_that_are_measured() -> None:
     assert 0.05 < masks[0].float().mean() < 0.5
     assigned, expected = (max_iou_assign(grids, images, backend=name) for name in ("auto", "reference"))
     assert torch.equal(assigned[0], expected[0])
+
+
+def test_work_is_counted() -> None:
+    shape = shapes.BOX_SHAPES["tiny"]["1024 px, 500 boxes"]
+    (boxes,) = shape.gt_boxes()
+    touching = 0
+    for grid in shape.grids():
+        for a in grid.boxes().view(-1, 4).tolist():
+            touching += sum(a[0] < b[2] and a[2] > b[0] and a[1] < b[3] and a[3] > b[1] for b in boxes.tolist())
+    found = shapes.work(shape)
+    assert found["touching"] == touching
+    assert found["pairs"] == found["anchors"] * 9 == (64 + 16) * 9 * 9
+    assert touching / 8 <= found["groups of 8"] <= touching
 
 
 def test_shapes_without_the_real_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
     make gpu-check                                  # or: python3 benchmarks/gpu_check.py
     python3 benchmarks/gpu_check.py --only build tests --out /tmp/report
 
-Needs a CUDA device, nvcc and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis; no network and no
-virtual environment. The libraries are built into the source tree. Exits 0 when every step passed or, for lack of a
-tool, was left out; 1 when one failed; 2 without a GPU.
+Needs a CUDA device, nvcc and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis, and for the benchmarks
+what the package itself depends on; no network and no virtual environment. The libraries are built into the source tree.
+Exits 0 when every step passed or, for lack of a tool, was left out; 1 when one failed; 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FAILED_SANITIZER = 9
 """Exit status of compute-sanitizer where the program is right and the tool is not content."""
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis")
+DEPENDENCIES = ("torchvision", "PIL", "safetensors", "tyro", "rich", "pycocotools", "yaml", "fvcore", "tensorboard")
+"""Modules that the package imports, as the benchmarks of whole models do."""
 TAIL = 60
 """Lines of a failed step's output that the report shows."""
 
@@ -101,8 +103,17 @@ def flaw_of_tests(report: Path) -> str:
 
 
 def flaw_of_benchmarks(report: Path) -> str:
-    """What is wrong with a report of pytest-benchmark."""
-    return "" if json.loads(report.read_text(encoding="utf-8"))["benchmarks"] else "no benchmark ran"
+    """What is wrong with a report of pytest-benchmark: each fast backend must have been timed on CUDA."""
+    infos = [benchmark["extra_info"] for benchmark in json.loads(report.read_text(encoding="utf-8"))["benchmarks"]]
+    timed = {name for info in infos if info.get("device") == "cuda" for name in info.get("rivals", {})}
+    untimed = [name for name in ("native", "triton") if name not in timed]
+    return f"no benchmark ran on CUDA with {' and '.join(untimed)}" if untimed else ""
+
+
+def lacking(modules: Sequence[str]) -> str:
+    """Why what needs these modules is left out; empty where all are there."""
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"there is no module {', '.join(absent)}; pip install . brings what the package depends on" if absent else ""
 
 
 def find_sanitizer() -> str | None:
@@ -148,7 +159,14 @@ def all_steps(out: Path) -> list[Step]:
             "benchmarks",
             [*pytest, "benchmarks/", "--benchmark-only", f"--benchmark-json={benchmarks}"],
             3600,
+            missing=lacking(DEPENDENCIES),
             flaw=lambda: flaw_of_benchmarks(benchmarks),
+        ),
+        Step(
+            "tables",
+            [python, "benchmarks/report.py", "--show", str(benchmarks), "--out", str(out / "benchmarks.md")],
+            60,
+            missing=lacking(DEPENDENCIES),
         ),
     ]
 

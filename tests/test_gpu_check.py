@@ -135,10 +135,25 @@ def test_each_fast_backend_must_have_been_tested(gpu_check: ModuleType, tmp_path
     assert flaw(skipped, '<testcase name="test_a[native-cpu]"/>') == "no test ran on CUDA with native and triton"
 
 
+def test_each_fast_backend_must_have_been_timed(gpu_check: ModuleType, tmp_path: Path) -> None:
+    report = tmp_path / "benchmarks.json"
+
+    def flaw(*infos: dict[str, Any]) -> str:
+        report.write_text(json.dumps({"benchmarks": [{"extra_info": info} for info in infos]}))
+        return gpu_check.flaw_of_benchmarks(report)
+
+    both = {"device": "cuda", "rivals": {"native": {}, "triton": {}}}
+    assert flaw(both) == ""
+    assert flaw({**both, "device": "cpu"}) == "no benchmark ran on CUDA with native and triton"
+    assert flaw({"device": "cuda", "rivals": {"native": {}}}, {}) == "no benchmark ran on CUDA with triton"
+    assert gpu_check.lacking(["json", "no_such_module"]).startswith("there is no module no_such_module; pip install")
+    assert gpu_check.lacking(gpu_check.DEPENDENCIES) == ""
+
+
 def test_steps_are_those_of_the_machine(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "bin" / "compute-sanitizer"
     monkeypatch.setenv("PATH", str(tool.parent))
-    names = ["build", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "benchmarks"]
+    names = ["build", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "benchmarks", "tables"]
     steps = gpu_check.all_steps(tmp_path)
     assert [step.name for step in steps] == names
     assert [step.name for step in steps if step.missing] == names[2:6]

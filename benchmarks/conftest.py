@@ -1,0 +1,106 @@
+"""Options and fixtures of the benchmarks; `measure.py` says how they measure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import measure
+from measure import EFFORT, Clock, Rival
+
+from zoominnet.kernels import available_backends
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("zoominnet")
+    group.addoption("--tiny", action="store_true", help="tiny shapes, one round: that everything runs, not how fast")
+    group.addoption("--threads", type=int, default=1, help="CPU threads of every rival (default 1)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`device`: each that there is."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", [torch.device(name) for name in DEVICES], ids=DEVICES, scope="session")
+
+
+@pytest.fixture(scope="session")
+def size(request: pytest.FixtureRequest) -> str:
+    """ "full" or "tiny"."""
+    return "tiny" if request.config.getoption("--tiny") else "full"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.config.getoption("--threads"))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def clock(device: torch.device, _threads: None) -> Clock:
+    return Clock(device)
+
+
+@pytest.fixture
+def shape(request: pytest.FixtureRequest, shape_name: str, size: str) -> Any:
+    """The shape of that name, of the test module's SHAPES."""
+    return request.module.SHAPES[size][shape_name]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    """What one benchmark compiled must not make the next one's graphs more general, and so slower."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+Race = Callable[..., None]
+
+
+@pytest.fixture
+def race(benchmark: Any, clock: Clock, size: str) -> Race:
+    """`race(op, shape_name, shape, direction, rivals, check, bytes_moved)`, see :func:`measure.race`."""
+
+    def run(
+        op: str,
+        shape_name: str,
+        shape: Any,
+        direction: str,
+        rivals: Sequence[Rival],
+        check: Callable[[str, Any], None],
+        bytes_moved: int,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        benchmark.group = op
+        left_out = dict(left_out or {})
+        for name, state in available_backends(clock.device.type)["akdp_mask"].items():
+            if state != "ok":
+                left_out[name] = state
+        benchmark.extra_info |= {
+            "op": op,
+            "shape": shape_name,
+            "sizes": str(shape),
+            "dtype": str(getattr(shape, "dtype", torch.float32)).removeprefix("torch."),
+            "direction": direction,
+            **measure.facts(clock.device),
+        }
+        benchmark.extra_info |= measure.race(benchmark, clock, EFFORT[size], rivals, check, left_out, bytes_moved)
+
+    return run
+
+
+@pytest.fixture
+def backends(device: torch.device) -> list[str]:
+    """Ours that run on the device, the reference first."""
+    return [name for name, state in available_backends(device.type)["akdp_mask"].items() if state == "ok"]

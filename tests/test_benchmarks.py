@@ -1,0 +1,350 @@
+"""The benchmarks run, fail for a wrong kernel, take fair turns, and the documents' tables are those of the results."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from zoominnet.kernels import akdp_mask, available_backends, max_iou_assign
+from zoominnet.kernels._dispatch import _MEASURED, OPERATIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+NATIVE = available_backends("cpu")["akdp_mask"]["native"]
+
+
+def load(name: str) -> ModuleType:
+    """A module of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+measure, report, shapes = load("measure"), load("report"), load("shapes")
+
+
+def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The tiny benchmarks, with torch.compile turned off, since compiling takes minutes."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tiny", *options],
+        cwd=ROOT,
+        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(900)
+def test_benchmarks_run(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.json"
+    some = "54 or 2000 or P3-both or (train_step and fa) or snet"
+    done = run_benchmarks("benchmarks", "--benchmark-only", f"--benchmark-json={raw}", "-k", some)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = report.take(json.loads(raw.read_text()))
+    results = kept["cpu"]
+    assert results["threads"] == 1
+    assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {b["op"].split()[0].rstrip(",") for b in results["benchmarks"]} >= set(OPERATIONS)
+    for benchmark in results["benchmarks"]:
+        expected = {"reference", "copy"} | ({"native"} if NATIVE == "ok" else set())
+        if benchmark["op"] not in ("training step", "inference"):
+            expected |= {"eager", "compiled"}
+        assert benchmark["rivals"].keys() | benchmark["left_out"].keys() >= expected
+        assert benchmark["bytes"] > 0
+        for rival in benchmark["rivals"].values():
+            assert 0 < rival["q1"] <= rival["median"] <= rival["q3"]
+    # Every benchmark that a target names is there.
+    assert all(report.find(results, target) for target in report.TARGETS if target.device == "cpu")
+    assert "not run" not in "\n".join(report.speed_section(kept))
+
+
+BREAK = """
+import zoominnet.kernels as kernels
+
+def broken(name, change):
+    whole = getattr(kernels, name)
+    def function(*arguments, backend="auto", **options):
+        result = whole(*arguments, backend=backend, **options)
+        return change(result) if backend == WRONG else result
+    setattr(kernels, name, function)
+
+def other_cell(masks):
+    masks[0][..., 0, 0] ^= True
+    return masks
+
+broken("akdp_mask", other_cell)
+broken("max_iou_assign", lambda images: [*images[:-1], images[-1] + (images[-1] == 0)])
+broken("pa_l2_loss", lambda loss: loss * 1.0001)
+broken("upsample_nearest2x", lambda out: out + 1e-4)
+"""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(NATIVE != "ok", reason=f"native backend {NATIVE}")
+def test_a_wrong_kernel_fails(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(f'WRONG = "native"\n{BREAK}')
+    files = [f"benchmarks/bench_{operation}.py" for operation in OPERATIONS]
+    done = run_benchmarks(
+        *files, "-p", "broken", "--benchmark-disable", "-k", "54 or P7-both or P5", PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 1
+    told = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert [sum(operation in line for line in told) for operation in OPERATIONS] == [2, 2, 1, 1]
+    assert " passed" not in done.stdout
+    for message in ("cells of the mask are wrong", "anchors are assigned wrongly", "native: loss", "native: output"):
+        assert message in done.stdout
+
+
+class Benchmark:
+    """What `race` uses of pytest-benchmark's fixture."""
+
+    disabled = False
+
+    def pedantic(self, target: Any, setup: Any, rounds: int = 1) -> None:
+        for _ in range(rounds):
+            arguments, _ = setup()
+            target(*arguments)
+
+
+def test_rivals_take_turns() -> None:
+    called: list[str] = []
+
+    def rival(name: str) -> Any:
+        # So long that a turn is one call.
+        return measure.Rival(name, lambda x: [called.append(name), sum(range(2_000_000)), x][2], lambda: (name,))
+
+    checked = []
+    effort = measure.Effort(0.0, 4, 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        clock = measure.Clock(torch.device("cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    rivals = [rival("reference"), rival("eager"), rival("native")]
+    found = measure.race(Benchmark(), clock, effort, rivals, lambda *a: checked.append(a), {"triton": "why not"}, 1000)
+    assert checked == [(name, name) for name in ("reference", "eager", "native")]
+    assert called[-12:] == ["reference", "eager", "native"] * 4
+    assert list(found["rivals"]) == ["native", "reference", "eager", "copy"]
+    assert {found["rivals"][name]["calls"] for name in ("native", "reference", "eager")} == {5}  # and a turn to see
+    assert found["rounds"] == 4
+    assert found["left_out"] == {"triton": "why not"}
+
+
+def test_nothing_is_timed_before_all_is_checked_right() -> None:
+    def check(name: str, result: Any) -> None:
+        assert result == 1, name
+
+    calls: list[str] = []
+    rivals = [
+        measure.Rival("reference", lambda: [calls.append("reference"), 1][1]),
+        measure.Rival("native", lambda: [calls.append("native"), 2][1]),
+    ]
+    with pytest.raises(AssertionError, match="native"):
+        measure.race(Benchmark(), measure.Clock(torch.device("cpu")), measure.Effort(0, 1, 1), rivals, check, {}, 8)
+    assert calls == ["reference", "native"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory() -> None:
+    def run() -> torch.Tensor:
+        torch.ones(100 * 2**18)  # 100 MiB, and freed
+        return torch.ones(20 * 2**18)
+
+    clock = measure.Clock(torch.device("cpu"))
+    for _ in range(2):  # what an earlier call has freed must not hide it
+        result, elapsed, extra = clock.peak_memory(measure.Rival("x", run))
+        assert result.numel() == 20 * 2**18
+        assert elapsed > 0
+        assert 99 * 2**20 < extra < 105 * 2**20
+
+
+def test_device_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that a GPU is timed, on a stand-in: events around the call alone, and a wait after it."""
+    told: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            told.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 3.0  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append("wait"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 130)
+    clock = measure.Clock(torch.device("cpu"))
+    clock.cuda = True
+    rival = measure.Rival("native", lambda: told.append("run"), lambda: (told.append("prepare"), ())[1])
+    assert clock.device_time(rival) == 0.003
+    assert told == ["prepare", "event", "run", "event", "wait"]
+    told.clear()
+    clock.time(rival)
+    assert told == ["prepare", "wait", "run", "wait"]
+    assert clock.peak_memory(rival)[2] == 30
+    found = measure.race(Benchmark(), clock, measure.Effort(0, 1, 1), [rival], lambda *a: None, {}, 8)
+    assert found["rivals"]["native"]["device_median"] == 0.003
+
+
+def result(op: str, shape: str, direction: str, **medians: float) -> dict[str, Any]:
+    rivals = {
+        name: {"median": value, "q1": value, "q3": value, "calls": 9, "extra_memory": 1000}
+        for name, value in {"copy": 1e-6, **medians}.items()
+    }
+    return {"op": op, "shape": shape, "direction": direction, "bytes": 10**6, "rivals": rivals, "left_out": {}}
+
+
+def results_with(*benchmarks: dict[str, Any]) -> dict[str, Any]:
+    head = {"command": "pytest", "date": "2000-01-01", "device": "cpu", "hardware": "abacus", "threads": 1}
+    return {**head, "versions": {"torch": "2"}, "commit": "abc", "benchmarks": list(benchmarks)}
+
+
+def test_tables() -> None:
+    fast = result("akdp_mask", "1024 px, 54 boxes", "forward", native=1e-3, eager=0.8, compiled=0.1, reference=0.5)
+    kept = {"cpu": results_with(fast)}
+    text = "\n".join(report.speed_section(kept))
+    assert "| `akdp_mask`, 1024 px, 54 boxes | 1 ms | 800 x | 500 x | 100 x | < 0.1 MB | < 0.1 MB |" in text
+    assert "≥ 700 x eager: met; ≥ 110 x compiled: **missed**" in text
+    assert "≤ 8 MB extra: not run" in text
+    assert "`pytest`, abacus, 1 thread(s) for every rival; torch 2; 2000-01-01, commit abc." in text
+    assert report.NO_GPU in text
+    # The faster of ours counts, by the device's time where there is one.
+    fast["rivals"]["triton"] = {**fast["rivals"]["native"], "device_median": 1e-4}
+    assert report.ratio(fast, "eager") == pytest.approx(8000)
+
+
+def test_what_is_kept_names_no_host() -> None:
+    raw = json.loads(
+        json.dumps(
+            {
+                "datetime": "2000-01-01T01:02:03",
+                "machine_info": {"node": "secret"},
+                "benchmarks": [
+                    {
+                        "extra_info": {
+                            **results_with(),
+                            **result("pa_l2_loss", "LA, P3", "both", native=1 / 3),
+                            "sizes": "",
+                            "dtype": "",
+                            "rounds": 2,
+                        },
+                        "stats": {"data": [1, 2, 3]},
+                    },
+                    {"extra_info": {"op": "disabled"}},
+                ],
+            }
+        )
+    )
+    kept = report.take(raw)
+    assert kept["cpu"]["date"] == "2000-01-01"
+    assert kept["cpu"]["benchmarks"][0]["rivals"]["native"]["median"] == 0.3333
+    assert "secret" not in json.dumps(kept)
+    assert "data" not in json.dumps(kept)
+
+
+def test_runs_of_one_commit_are_put_together() -> None:
+    def run(op: str, commit: str = "abc", seconds: float = 1.0) -> dict[str, Any]:
+        info = {**results_with(), **result(op, "x", "both", native=seconds), "sizes": "", "dtype": "", "rounds": 2}
+        return {"datetime": "2000-01-01T01:02:03", "benchmarks": [{"extra_info": {**info, "commit": commit}}]}
+
+    kept = report.take(run("upsample"), run("akdp"), run("akdp", seconds=5.0))
+    assert [b["op"] for b in kept["cpu"]["benchmarks"]] == ["akdp", "upsample"]
+    assert kept["cpu"]["benchmarks"][0]["rivals"]["native"]["median"] == 1
+    with pytest.raises(SystemExit, match="differ in commit cannot be put together: abc and abd"):
+        report.take(run("akdp"), run("upsample", commit="abd"))
+
+
+def test_report_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for name, (mark, _) in report.DOCUMENTS.items():
+        (tmp_path / name).write_text(
+            f"before\n<!-- {mark}: made by benchmarks/report.py -->\n<!-- {mark}: end -->\nafter\n"
+        )
+    report.write_results(
+        tmp_path / "benchmarks" / "results",
+        {"cpu": results_with(result("pa_l2_loss", "LA, P3", "both", native=1.0, reference=2.0))},
+    )
+    assert report.main(["--check"], tmp_path) == 1
+    assert "the tables of README.md, benchmarks/README.md are not those of the results" in capsys.readouterr().err
+    assert report.main([], tmp_path) == 0
+    assert report.main(["--check"], tmp_path) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    (tmp_path / "README.md").write_text(text.replace("1 s", "0.1 s"))
+    assert report.main(["--check"], tmp_path) == 1
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="there are no lines"):
+        report.main([], tmp_path)
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    assert report.main(["--check"]) == 0
+
+
+def test_a_kernel_that_does_not_beat_the_compiler_is_not_the_default() -> None:
+    for device, results in report.read_results(ROOT / "benchmarks" / "results").items():
+        for operation in OPERATIONS:
+            first = _MEASURED.get(device, {}).get(operation, ("reference",))[0]
+            assert first == report.fastest(results, operation), f"{operation} on {device}"
+
+
+def test_kernels_agree_on_the_shapes_that_are_measured() -> None:
+    shape = shapes.BOX_SHAPES["full"]["1024 px, 54 boxes"]
+    grids, images = shape.grids(), shape.gt_boxes()
+    assert [len(boxes) for boxes in images] == [54]
+    masks, expected = (akdp_mask(grids, images, backend=name) for name in ("auto", "reference"))
+    # Lambda's sums differ in their order, by a few units of float64: no IoU of these, a float32, is so near to its threshold.
+    assert all(map(torch.equal, masks, expected))
+    assert 0.05 < masks[0].float().mean() < 0.5
+    assigned, expected = (max_iou_assign(grids, images, backend=name) for name in ("auto", "reference"))
+    assert torch.equal(assigned[0], expected[0])
+
+
+def test_work_is_counted() -> None:
+    shape = shapes.BOX_SHAPES["tiny"]["1024 px, 500 boxes"]
+    (boxes,) = shape.gt_boxes()
+    touching = 0
+    for grid in shape.grids():
+        for a in grid.boxes().view(-1, 4).tolist():
+            touching += sum(a[0] < b[2] and a[2] > b[0] and a[1] < b[3] and a[3] > b[1] for b in boxes.tolist())
+    found = shapes.work(shape)
+    assert found["touching"] == touching
+    assert found["pairs"] == found["anchors"] * 9 == (64 + 16) * 9 * 9
+    assert touching / 8 <= found["groups of 8"] <= touching
+
+
+def test_shapes_without_the_real_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shapes, "VISDRONE", tmp_path / "absent")
+    shapes.real_boxes.cache_clear()
+    shapes.key_positions.cache_clear()
+    try:
+        for name, shape in shapes.BOX_SHAPES["full"].items():
+            images = shape.gt_boxes()
+            assert len(images) == shape.images
+            for boxes in images:
+                assert len(boxes) == (shape.boxes or shapes.TYPICAL), name
+                assert (boxes[:, 2:] > boxes[:, :2]).all()
+                assert boxes.min() >= 0
+                assert boxes.max() <= shape.size
+        assert 0.25 <= shapes.key_positions(4, 128, 128).float().mean() <= 0.3
+    finally:
+        shapes.real_boxes.cache_clear()
+        shapes.key_positions.cache_clear()

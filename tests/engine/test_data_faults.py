@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 from zoominnet.data import DetectionDataset, ImageRecord, Split, open_split
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
-from zoominnet.engine.run import note_data
+from zoominnet.engine.run import changes_in_data, describe_data
 from zoominnet.engine.trainer import Phase, TrainingModule
 from zoominnet.kernels import available_backends, max_iou_assign
 from zoominnet.models import RetinaNet, build_model
@@ -118,16 +118,16 @@ def test_f07_a_resumed_run_tells_that_its_data_have_changed(tmp_path: Path) -> N
     def splits() -> list[Split]:
         return [open_split(root, name) for name in ("train", "val")]
 
-    assert note_data(file, splits(), resume=False) == note_data(file, splits(), resume=True) == []
+    file.write_text(json.dumps(describe_data(splits())))
+    assert changes_in_data(file, describe_data(splits())) == []
     (root / "train" / "images" / "03.jpg").unlink()
     (root / "val" / "annotations" / "03.txt").write_text("30,41,50,60,1,4,0,0\n")
-    assert note_data(file, splits(), resume=True) == [
+    assert changes_in_data(file, describe_data(splits())) == [
         "the data of train have changed: 12 images with 12 boxes when the run began, 11 with 11 now",
         "the data of val have changed: 12 images with 12 boxes when the run began, 12 with 12 now",
     ]
-    assert note_data(file, splits(), resume=False) == note_data(file, splits(), resume=True) == []
     file.write_text("[")
-    assert "is damaged" in note_data(file, splits(), resume=True)[0]
+    assert "is missing or damaged" in changes_in_data(file, describe_data(splits()))[0]
 
 
 def test_f07_strict_training_stops_at_a_file_that_breaks(

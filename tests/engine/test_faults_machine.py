@@ -30,7 +30,7 @@ from zoominnet.data.__main__ import main as data_main
 from zoominnet.engine.checkpoint import list_checkpoints, newest_checkpoint
 from zoominnet.engine.log import RunLog
 from zoominnet.engine.trainer import Phase
-from zoominnet.kernels import _extension, _triton_state
+from zoominnet.kernels import _dispatch, _extension, _triton_state
 from zoominnet.kernels._schemas import stamp
 
 SHORT = ["--no-distill", "--max-steps", "5"]
@@ -359,7 +359,7 @@ def test_f21_fused_kernels_name_the_reason_and_the_remedy(
     for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
-    caches = (_extension.library_state, _triton_state.triton_state)
+    caches = (_extension.library_state, _triton_state.triton_state, _dispatch._choose_fastest)
     for cache in caches:
         cache.cache_clear()
     try:

@@ -46,24 +46,24 @@ class Injector:
 
         wrap(trainer, "student_images", lambda x: spoil("images", x))
         wrap(Distiller, "teacher_maps", lambda maps: [spoil("teacher maps", maps[0]), *maps[1:]])
-        features, losses = RetinaNet.features, RetinaNet.losses
+        features, loss_sums = RetinaNet.features, RetinaNet.loss_sums
 
         def spoilt_features(model: RetinaNet, images: Tensor) -> list[Tensor]:
             maps = features(model, images)
             return maps if model.name == "teacher" else [spoil("features", maps[0]), *maps[1:]]
 
-        def spoilt_losses(model: RetinaNet, *args: Any) -> dict[str, Tensor]:
-            found = losses(model, *args)
+        def spoilt_sums(model: RetinaNet, *args: Any) -> tuple[dict[str, Tensor], Tensor]:
+            found, positives = loss_sums(model, *args)
             if model.name != "teacher" and self.point == "loss":
                 found["classification"] = found["classification"] + self.value
             if model.name != "teacher" and self.point == "gradient":
                 loss = found["bbox_regression"]
                 found["bbox_regression"] = loss + 0 * loss.detach()
                 found["bbox_regression"].register_hook(lambda gradient: gradient * self.value)
-            return found
+            return found, positives
 
         monkeypatch.setattr(RetinaNet, "features", spoilt_features)
-        monkeypatch.setattr(RetinaNet, "losses", spoilt_losses)
+        monkeypatch.setattr(RetinaNet, "loss_sums", spoilt_sums)
 
 
 def everything(phase: Phase) -> dict[str, Tensor]:
@@ -143,16 +143,17 @@ def test_f13_ten_in_a_row_end_the_run_and_the_count_survives_a_stop(
 def test_f14_a_loss_spike_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses = RetinaNet.losses
+    loss_sums = RetinaNet.loss_sums
     calls = 0
 
-    def jump(model: RetinaNet, *args: Any) -> dict[str, Tensor]:
+    def jump(model: RetinaNet, *args: Any) -> tuple[dict[str, Tensor], Tensor]:
         nonlocal calls
         calls += 1
         factor = 1e4 if calls in (5, 16) else 1  # the fifth has too little before it to compare with
-        return {name: factor * loss for name, loss in losses(model, *args).items()}
+        sums, positives = loss_sums(model, *args)
+        return {name: factor * loss for name, loss in sums.items()}, positives
 
-    monkeypatch.setattr(RetinaNet, "losses", jump)
+    monkeypatch.setattr(RetinaNet, "loss_sums", jump)
     assert train.main([*TINY, "--no-distill", "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
     (event,) = [line for line in metrics(tmp_path / "run") if line["kind"] == "event"]
     lines = {line["step"]: line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"}

@@ -95,8 +95,9 @@ class Run:
         for warning in launch_warnings():
             self.warn(warning)
         self._load_data()
-        if self.ranks.first:
-            for change in note_data(config.out / DATA_FILE, (self.train_set.split, self.val), resume=config.resume):
+        self.data = describe_data((self.train_set.split, self.val))
+        if config.resume:
+            for change in changes_in_data(config.out / DATA_FILE, self.data):
                 self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
         rows: dict[str, dict[str, Any]] = {}
         teacher = None
@@ -147,11 +148,12 @@ class Run:
 
     def _write_config(self) -> None:
         """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
-        path = self.config.out / CONFIG_FILE
-        if self.ranks.first and not path.exists():
-            temporary = path.with_suffix(".writing")
-            temporary.write_text(json.dumps(self.config.as_dict(), indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+        out = self.config.out
+        if self.ranks.first and not (out / CONFIG_FILE).exists():
+            for name, content in ((DATA_FILE, self.data), (CONFIG_FILE, self.config.as_dict())):
+                temporary = (out / name).with_suffix(".writing")
+                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                os.replace(temporary, out / name)
         self.ranks.mark_begun()
 
     def _header(self) -> Table:
@@ -372,17 +374,9 @@ def describe(model: RetinaNet) -> dict[str, Any]:
     return {"image_size": model.image_size, **cost_of(model)}
 
 
-def note_data(path: Path, splits: Sequence[Split], *, resume: bool) -> list[str]:
-    """Keeps what a run was trained on beside its configuration.
-
-    Args:
-        path: the file; written anew unless `resume` finds it there.
-        splits: of the run.
-
-    Returns:
-        With `resume`, one line for each split that is not what it was when the run began.
-    """
-    now = {}
+def describe_data(splits: Sequence[Split]) -> dict[str, Any]:
+    """What a run is trained on, JSON-ready: by split the numbers of images and boxes and a SHA-256 of them all."""
+    found = {}
     for split in splits:
         digest = hashlib.sha256(repr(split.class_names).encode())
         for record in split.records:
@@ -390,20 +384,27 @@ def note_data(path: Path, splits: Sequence[Split], *, resume: bool) -> list[str]
             for array in (record.boxes, record.labels, record.ignored, record.ignored_labels):
                 digest.update(array.tobytes())
         boxes = sum(len(record.boxes) for record in split.records)
-        now[split.name] = {"images": len(split.records), "boxes": boxes, "sha256": digest.hexdigest()}
-    if resume and path.exists():
-        try:
-            then = json.loads(path.read_text(encoding="utf-8"))
-            return [
-                f"the data of {name} have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
-                f"{now[name]['images']} with {now[name]['boxes']} now"
-                for name, old in then.items()
-                if name in now and old["sha256"] != now[name]["sha256"]
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return [f"{path} is damaged, so whether the data are the same is not known"]
-    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    return []
+        found[split.name] = {"images": len(split.records), "boxes": boxes, "sha256": digest.hexdigest()}
+    return found
+
+
+def changes_in_data(path: Path, now: dict[str, Any]) -> list[str]:
+    """One line for each split that is not what it was when the run began.
+
+    Args:
+        path: what the run wrote of :func:`describe_data` then.
+        now: the same of its data now.
+    """
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            f"the data of {name} have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
+            f"{now[name]['images']} with {now[name]['boxes']} now"
+            for name, old in then.items()
+            if name in now and old["sha256"] != now[name]["sha256"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [f"{path} is missing or damaged, so whether the data are the same is not known"]
 
 
 def seed_everything(seed: int) -> None:

@@ -11,7 +11,7 @@ if __name__ == "kernels":
         " holds zoominnet/ on the path"
     )
 
-from ._dispatch import BackendUnavailableError, available_backends
+from ._dispatch import BackendUnavailableError, available_backends, choose_backend
 from .akdp_mask import AkdpStats, akdp_mask, akdp_stats
 from .anchor_grid import AnchorGrid
 from .max_iou_assign import max_iou_assign
@@ -25,6 +25,7 @@ __all__ = [
     "akdp_mask",
     "akdp_stats",
     "available_backends",
+    "choose_backend",
     "max_iou_assign",
     "pa_l2_loss",
     "upsample_nearest2x",

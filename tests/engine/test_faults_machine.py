@@ -368,7 +368,7 @@ def test_f21_fused_kernels_name_the_reason_and_the_remedy(
         for cache in caches:
             cache.cache_clear()
     error = capsys.readouterr().err
-    assert error.startswith("zoominnet.train: --fused-kernels: no fast kernel here for akdp_mask (native: ")
+    assert error.startswith("zoominnet.train: --fused-kernels: akdp_mask: no fused backend runs on cpu: 'native' is ")
     assert reason in error
     assert "run pip install --no-build-isolation --no-deps -e . in the source folder" in error
     assert "Triton cannot be imported" in error

@@ -33,8 +33,7 @@ from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.inference import cost_of, predict_split
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
-from zoominnet.kernels import BackendUnavailableError, available_backends
-from zoominnet.kernels._dispatch import choose_backend
+from zoominnet.kernels import BackendUnavailableError, available_backends, choose_backend
 from zoominnet.models import RetinaNet, build_model, load_weights
 from zoominnet.models.weights import read_stride_in_1x1
 
@@ -326,20 +325,15 @@ def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:
     """The backend of each op on "cpu" or "cuda": the reference, or with --fused-kernels a fast one, never the reference.
 
     Raises:
-        ConfigError: an op has no fast backend here; the message has the reason of each.
+        ConfigError: an op has no fast backend here; the message has the reason.
     """
     operations = available_backends(device_type)
     if not config.fused_kernels:
         return dict.fromkeys(operations, "reference")
-    chosen, refused = {}, []
-    for op in operations:
-        try:
-            chosen[op] = choose_backend(op, "fused", device_type)  # what the models will get
-        except BackendUnavailableError as error:
-            refused.append(str(error))
-    if refused:
-        raise ConfigError(f"--fused-kernels: {'; '.join(refused)}")
-    return chosen
+    try:
+        return {op: choose_backend(op, "fused", device_type) for op in operations}  # what the models will get
+    except BackendUnavailableError as error:
+        raise ConfigError(f"--fused-kernels: {error}") from error
 
 
 def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[str, ...]) -> None:

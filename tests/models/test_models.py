@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork, box_iou
 from zoominnet.evaluation import count_gflops
 from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
 from zoominnet.models.boxes import decode_boxes, encode_boxes
-from zoominnet.models.fpn import FeaturePyramid
+from zoominnet.models.fpn import FeaturePyramid, halve
 from zoominnet.models.retinanet import Predictions, base_anchors, inside_ignored
 
 TABLE_3_GFLOPS = {"teacher": 213.2, "snet": 53.3, "la": 58.05, "fa-thin": 94.56, "fa": 146.09}
@@ -332,3 +332,16 @@ def test_backbones_are_torchvisions(backbone: str) -> None:
         stem = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
         c5 = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(stem))))
         assert torch.equal(model.backbone(x)[-1], c5)
+
+
+def test_gradients_of_a_level_of_one_cell_in_bfloat16() -> None:
+    """P7 of a 64 px image: every gradient is written, whatever stood in its memory."""
+    conv = torch.nn.Conv2d(64, 64, 3, stride=2, padding=1).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 64, 1, 1)
+    (expected,) = torch.autograd.grad(conv(x).square().sum(), conv.weight)
+    for _ in range(20):
+        del [torch.full((64, 64, 3, 3), math.nan, dtype=torch.bfloat16) for _ in range(4)][:]  # to be given out again
+        with torch.autocast("cpu", torch.bfloat16):
+            out = halve(conv, x)
+        (grad,) = torch.autograd.grad(out.float().square().sum(), conv.weight)
+        torch.testing.assert_close(grad, expected, rtol=0.05, atol=0.05)  # bfloat16 has 8 bits

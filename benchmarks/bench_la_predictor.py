@@ -45,18 +45,8 @@ def phase(maps: list[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
 FORMS: dict[str, Form] = {"interpolate": eager, "plain": plain, "phase": phase}
 
 
-def devices() -> list[str]:
-    """Where the fused upsampling runs; the CPU first."""
-    found = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [
-        name
-        for name in found
-        if any(available_backends(name)["upsample_nearest2x"][b] == "ok" for b in ("native", "triton"))
-    ]
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -75,12 +65,13 @@ def gradients(
 @pytest.mark.parametrize("what", ["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("subnet", OUTPUTS)
-@pytest.mark.parametrize(
-    "device", devices() or [pytest.param("cpu", marks=pytest.mark.skip("no fused upsampling here"))]
-)
 def test_la_predictor(
-    benchmark: pytest.FixtureRequest, device: str, subnet: str, dtype: torch.dtype, what: str
+    benchmark: pytest.FixtureRequest, device: torch.device, size: str, subnet: str, dtype: torch.dtype, what: str
 ) -> None:
+    states = available_backends(device.type)["upsample_nearest2x"]
+    if "ok" not in (states["native"], states["triton"]):
+        pytest.skip(f"no fused upsampling here: native is {states['native']}, triton is {states['triton']}")
+    sides, rounds = (SIDES, ROUNDS) if size == "full" else (SIDES[2:], 1)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:
@@ -88,13 +79,13 @@ def test_la_predictor(
         # As in training: models are placed in channels_last.
         return made.contiguous(memory_format=torch.channels_last) if made.dim() == 4 else made
 
-    maps = [random(BATCH, CHANNELS, side, side).relu().requires_grad_() for side in SIDES]
+    maps = [random(BATCH, CHANNELS, side, side).relu().requires_grad_() for side in sides]
     weight, bias = (
         random(OUTPUTS[subnet], CHANNELS, 3, 3, scale=0.01).requires_grad_(),
         random(OUTPUTS[subnet]).requires_grad_(),
     )
     arguments = (maps, weight, bias)
-    upstream = [random(BATCH, OUTPUTS[subnet], 2 * side, 2 * side) for side in SIDES]
+    upstream = [random(BATCH, OUTPUTS[subnet], 2 * side, 2 * side) for side in sides]
 
     exact = [value.double() for value in gradients(plain, arguments, upstream)]
     for got, expected in zip(gradients(phase, arguments, upstream), exact, strict=True):
@@ -117,7 +108,7 @@ def test_la_predictor(
         run("interpolate")
         run("plain")
 
-    benchmark.pedantic(run, args=("phase",), setup=others, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[attr-defined]
+    benchmark.pedantic(run, args=("phase",), setup=others, rounds=rounds, warmup_rounds=1)  # type: ignore[attr-defined]
     medians = {name: statistics.median(values[1:]) for name, values in times_ms.items()}
     benchmark.extra_info.update(  # type: ignore[attr-defined]
         {

@@ -18,7 +18,7 @@ status meaning
 ====== ================================================================================================================
 
 Training that is stopped (128 + the signal's number) finishes its step and writes a checkpoint first; a second signal
-ends it at once. After 65, 71, 74 and any stop, ``--resume`` goes on from the newest checkpoint.
+ends it at once. After 65, 71, 74, 75 and any stop, ``--resume`` goes on from the newest checkpoint.
 """
 
 EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_KERNEL_MISMATCH, EXIT_OUT_OF_MEMORY = 2, 65, 70, 71

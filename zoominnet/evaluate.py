@@ -169,6 +169,7 @@ def scores_of(
             workers=config.workers,
             timeout=config.loader_timeout,
             resize=config.resize,
+            strict=config.strict,
             input_path=path,
             progress=lambda done: progress.update(task, completed=done),
         )

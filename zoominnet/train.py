@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 Run(config, make_console(standing=True) if ranks.first else Console(quiet=True), ranks).run()
             except (DivergedError, Interrupted) as error:
+                ranks.wait()  # torchrun kills the others when one ends: the first may still be writing
                 if ranks.first:
                     raise
                 sys.exit(error.exit_status)  # every rank ends by it; the first one says so

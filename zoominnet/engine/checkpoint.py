@@ -267,9 +267,9 @@ class CheckpointWriter:
             else:
                 pending.set_result(path)
 
-        self._pending = pending
         # A daemon, so that a second Ctrl-C need not wait for the disk.
         threading.Thread(target=write, name="checkpoint-writer", daemon=True).start()
+        self._pending = pending
 
     def poll(self) -> None:
         """Raises the error of a write that has failed; does not wait."""

@@ -49,6 +49,7 @@ def predict_split(
     workers: int = 0,
     timeout: float = 300.0,
     resize: ResizeMode = "squash",
+    strict: bool = False,
     input_path: InputPath = "direct",
     progress: Callable[[int], None] | None = None,
     ranks: Ranks | None = None,
@@ -62,6 +63,7 @@ def predict_split(
         split: the images.
         batch_size, workers, timeout: of the loader.
         resize, input_path: how an image becomes the model's input.
+        strict: an image that cannot be decoded is an error.
         progress: called with the number of images done.
         ranks: each takes a share of the images and gets the detections of all. None: this process alone.
 
@@ -71,7 +73,7 @@ def predict_split(
     device = next(model.parameters()).device
     ranks = ranks or Ranks(device)
     side = model.image_size * (2 if input_path == "halved" else 1)
-    dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize)
+    dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize, strict=strict)
     batches = shard_batches(len(dataset), batch_size, ranks.size, ranks.rank)
     loader = make_loader(dataset, batches, workers=workers, timeout=timeout)
     found: dict[int, Detections] = {}

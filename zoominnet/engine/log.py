@@ -96,7 +96,8 @@ class RunLog:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with self._survive("metrics.jsonl"):
+                self._file.close()
         if self._board is not None:
             with self._survive("TensorBoard's files"):
                 self._board.close()

@@ -209,6 +209,7 @@ class Run:
             workers=config.workers,
             timeout=config.loader_timeout,
             resize=config.resize,
+            strict=config.strict,
             ranks=self.ranks,
             progress=lambda done: after_batch(),
         )
@@ -275,7 +276,8 @@ class Run:
             phase.restore()
         self._write_config()
         best = phase.run()
-        if unreadable := len(self.train_set.unreadable):
+        own = torch.tensor(sorted(self.train_set.unreadable), dtype=torch.int64)
+        if unreadable := len(torch.cat(self.ranks.gather(own)).unique()):
             self.warn(
                 f"{name}: {unreadable} of {len(self.train_set)} training images could not be decoded; their neighbours "
                 "took their places"

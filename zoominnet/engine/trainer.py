@@ -27,7 +27,6 @@ from zoominnet.data import Batch, BatchPlan, DetectionDataset, make_loader, stud
 from zoominnet.distill import Distiller, DistillOutput
 from zoominnet.engine.checkpoint import (
     CheckpointError,
-    CheckpointWriteError,
     CheckpointWriter,
     ModelInfo,
     best_checkpoint,
@@ -308,8 +307,11 @@ class Phase:
 
     def save(self, writer: CheckpointWriter, log: RunLog, ap: float | None) -> None:
         """Starts writing a checkpoint, on the first rank; `ap` is the validation's, None where nothing was measured."""
-        if not self.ranks.first:
-            return
+        if self.ranks.first:
+            self._start_writing(writer, log, ap)
+        self.ranks.wait()  # with more patience than in a step: the write before may still be at work
+
+    def _start_writing(self, writer: CheckpointWriter, log: RunLog, ap: float | None) -> None:
         config = self.config.as_dict()
         info = ModelInfo.of(self.model, self.train_set.split.class_names, self.train_set.split.category_ids, config, ap)
         parameters = self.optimizer.param_groups[0]["params"]
@@ -354,14 +356,14 @@ class Phase:
                         self._run_epoch(log, writer, display)
                     if self.validation_due:
                         self._run_validation(log, writer)
-                if self.stop is None:  # one may have come too late for the last step
-                    self.stop = agreed_stop(self.received, self.ranks)
                 writer.wait()
                 self.ranks.wait()
+                if self.stop is None:  # one may have come too late for the last step
+                    self.stop = agreed_stop(self.received, self.ranks)
                 if self.stop is not None:
                     raise Interrupted(self.stop, self.step, self.checkpoints)
         except Exception:
-            with suppress(CheckpointWriteError):
+            with suppress(Exception):  # what is on its way out matters more
                 writer.wait()  # a checkpoint that is being written is worth having
             raise
         finally:
@@ -417,6 +419,11 @@ class Phase:
             if self.stop is not None:
                 raise _ValidationStopped
 
+        if self.ranks.size > 1:
+            # They measure to the end, and may be killed meanwhile.
+            self.stop = self.stop if self.stop is not None else agreed_stop(self.received, self.ranks)
+            if self.stop is None:
+                self.save(writer, log, None)
         try:
             check()
             self.ranks.share_buffers(self.model)
@@ -621,10 +628,9 @@ def stop_signals(*, quiet: bool = False) -> Iterator[list[int]]:
             restore()
             os.kill(os.getpid(), number)
             return
+        first = time.monotonic()
         received.append(number)
-        if launched:
-            first = time.monotonic()
-        else:
+        if not launched:
             restore()
         if not quiet:
             with suppress(OSError):  # not print(): the signal may have come in the middle of one

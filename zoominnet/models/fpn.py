@@ -46,6 +46,7 @@ class FeaturePyramid(nn.Module):
             outputs.insert(0, self.output[f"p{s}"](merged))
         x = stages[-1]
         for conv in self.extra.values():
+            assert isinstance(conv, nn.Conv2d)
             x = halve(conv, x)
             outputs.append(x)
         return outputs

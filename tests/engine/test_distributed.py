@@ -112,7 +112,8 @@ def pair(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_training(a: Path, b: Path) -> None:
     """Same losses, coverages, gradient norms and ratios of the same global batches, same weights and scores.
 
-    float32 sums in another order: 2e-5 at the first step, more as steps follow.
+    float32 sums in another order: 2e-5 at the first step, more as steps follow. Gradient norms differ by up to 1.4e-4 of
+    about 9 after four steps, which the learning rate of 0.005 makes 6e-6 of the weights.
     """
     first, second = metrics(a), metrics(b)
     assert len(first) == len(second) == 4
@@ -123,7 +124,7 @@ def assert_same_training(a: Path, b: Path) -> None:
     for x, y in zip(metrics(a, "val"), metrics(b, "val"), strict=True):
         assert x["AP"] == pytest.approx(y["AP"], abs=1e-3)
     weights, others = last_weights(a), last_weights(b)
-    assert all(torch.allclose(weights[name], others[name], rtol=1e-4, atol=1e-6) for name in weights)
+    assert all(torch.allclose(weights[name], others[name], rtol=1e-4, atol=1e-5) for name in weights)
 
 
 def assert_same_bits(a: Path, b: Path) -> None:

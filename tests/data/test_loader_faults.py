@@ -75,8 +75,19 @@ def hang() -> None:
     time.sleep(600)
 
 
+_others: set[int] = set()
+"""Processes that earlier tests keep for later ones, such as a forkserver."""
+
+
+@pytest.fixture(autouse=True)
+def _note_other_processes() -> None:
+    _others.clear()
+    _others.update(child.pid for child in psutil.Process().children(recursive=True))
+
+
 def no_child_is_left() -> bool:
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+    children = [child for child in psutil.Process().children(recursive=True) if child.pid not in _others]
+    _, alive = psutil.wait_procs(children, timeout=20)
     return not alive
 
 

@@ -10,7 +10,7 @@ import os
 import platform
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -94,7 +94,7 @@ class Run:
         for warning in launch_warnings():
             self.warn(warning)
         self._load_data()
-        self.data = describe_data((self.train_set.split, self.val))
+        self.data = describe_data({"training": self.train_set.split, "validation": self.val})
         if config.resume:
             for change in changes_in_data(config.out / DATA_FILE, self.data):
                 self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
@@ -370,17 +370,22 @@ def describe(model: RetinaNet) -> dict[str, Any]:
     return {"image_size": model.image_size, **cost_of(model)}
 
 
-def describe_data(splits: Sequence[Split]) -> dict[str, Any]:
-    """What a run is trained on, JSON-ready: by split the numbers of images and boxes and a SHA-256 of them all."""
+def describe_data(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """What a run is trained on, JSON-ready: by purpose of the split, its name, images, boxes and a SHA-256 of them all."""
     found = {}
-    for split in splits:
+    for purpose, split in splits.items():
         digest = hashlib.sha256(repr(split.class_names).encode())
         for record in split.records:
             digest.update(repr((record.image_id, record.width, record.height)).encode())
             for array in (record.boxes, record.labels, record.ignored, record.ignored_labels):
                 digest.update(array.tobytes())
         boxes = sum(len(record.boxes) for record in split.records)
-        found[split.name] = {"images": len(split.records), "boxes": boxes, "sha256": digest.hexdigest()}
+        found[purpose] = {
+            "split": split.name,
+            "images": len(split.records),
+            "boxes": boxes,
+            "sha256": digest.hexdigest(),
+        }
     return found
 
 
@@ -394,10 +399,10 @@ def changes_in_data(path: Path, now: dict[str, Any]) -> list[str]:
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
         return [
-            f"the data of {name} have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
-            f"{now[name]['images']} with {now[name]['boxes']} now"
-            for name, old in then.items()
-            if name in now and old["sha256"] != now[name]["sha256"]
+            f"the {purpose} data have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
+            f"{new['images']} with {new['boxes']} now"
+            for purpose, new in now.items()
+            if (old := then[purpose])["sha256"] != new["sha256"]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [f"{path} is missing or damaged, so whether the data are the same is not known"]

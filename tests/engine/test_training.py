@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zoominnet import evaluate, train
+from zoominnet.data import BatchPlan
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import list_checkpoints, load_model
 from zoominnet.engine.distributed import Ranks
@@ -111,7 +113,13 @@ def test_teacher_then_student_and_the_evaluation_of_both(
         assert line["loss"] == pytest.approx(total, rel=1e-5)
         assert line["distill_gradient_ratio"] > 0
     assert len(metrics(run / "student", "val")) == 2
-    assert list((run / "student" / "tensorboard").glob("events*"))
+    plan = BatchPlan(8, 2, seed=0)
+    assert [line["images"] for line in student] == [
+        plan.global_indices(epoch, step) for epoch in range(2) for step in range(4)
+    ]
+    board = EventAccumulator(str(run / "student" / "tensorboard")).Reload().Tags()["scalars"]
+    assert {"train/loss", "train/coverage/4", "val/AP"} <= set(board)
+    assert not [tag for tag in board if "images/" in tag]
     # The student's file stands alone, and has no tensor of the teacher.
     model, info = load_model(run / "student")
     assert (info.name, info.image_size, info.config["profile"]) == ("snet", 64, "demo")

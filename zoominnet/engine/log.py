@@ -59,7 +59,10 @@ class RunLog:
                 self._warn(f"{self._path.parent}: {what} cannot be written ({error}); training goes on without")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Logs `values` (JSON-ready; null stands for NaN and Inf) of `kind` ("train", "val", "event") at `step`."""
+        """Logs `values` (JSON-ready; null stands for NaN and Inf) of `kind` ("train", "val", "event") at `step`.
+
+        All but "images", the ids of a batch, also go to TensorBoard.
+        """
         if self._file is not None:
             with self._survive("metrics.jsonl"):
                 self._append(json.dumps(_finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
@@ -67,6 +70,8 @@ class RunLog:
         if board is not None:
             with self._survive("TensorBoard's files"):
                 for name, value in values.items():
+                    if name == "images":
+                        continue  # numbers, but no measurements
                     if isinstance(value, (int, float)):
                         board.add_scalar(f"{kind}/{name}", value, step)
                     elif isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):

@@ -392,7 +392,7 @@ class Phase:
             self.step += 1
             self._watch_loss(log, batch, values["loss"])
             if measure:
-                log.write("train", self.step, {"epoch": epoch, **values})
+                log.write("train", self.step, {"epoch": epoch, "images": self._image_ids(batch), **values})
             now = time.perf_counter()
             values["images_per_s"] = self.plan.batch_size / (now - started)
             started = now

@@ -18,7 +18,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m zoominnet.train --profile demo
+	$(BIN)/python -m zoominnet.train --profile demo $(if $(wildcard runs/demo/config.json),--resume)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -117,6 +117,8 @@ class AnchorGrid:
         if not isinstance(cell_anchors, list | tuple):
             raise TypeError(f"generator must have a list cell_anchors, as torchvision's has, got {generator!r}")
         _check_levels("cell_anchors", cell_anchors, "feature_shapes", feature_shapes)
+        if len(image_size) != 2 or any(len(shape) != 2 for shape in feature_shapes):
+            raise ValueError(f"image_size and feature_shapes must be (H, W), got {image_size} and {feature_shapes}")
         if any(
             not 0 < cells <= pixels for shape in feature_shapes for cells, pixels in zip(shape, image_size, strict=True)
         ):

@@ -165,6 +165,7 @@ def open_data(
     scene_size: int,
     seed: int,
     console: Console,
+    images: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Split:
     """The split that --data and its companions name; prints its counts and what was dropped.
@@ -176,16 +177,24 @@ def open_data(
         strict: refuse instead of dropping.
         scenes, scene_size, seed: number, side (px) and seed of synthetic scenes.
         console: for the report.
+        images: the folder of a COCO json's images.
         max_pixels: larger images are left out.
 
     Raises:
         DataError: not usable.
     """
     if data == "synthetic":
+        if images is not None:
+            raise DataError("--images: synthetic scenes are not in files; leave it out, or give --data")
         opened = SyntheticScenes(scenes, size=scene_size, seed=seed, split=split).split()
     else:
         opened = open_split(
-            data, split, strict=strict, format=None if format == "auto" else format, max_pixels=max_pixels
+            data,
+            split,
+            strict=strict,
+            format=None if format == "auto" else format,
+            images=images,
+            max_pixels=max_pixels,
         )
     boxes = sum(len(record.boxes) for record in opened.records)
     regions = sum(len(record.ignored) for record in opened.records)

@@ -12,6 +12,8 @@ from zoominnet.distill import DistillOptions
 from zoominnet.errors import UserError
 from zoominnet.models.head import LaPredictor
 
+BASIC_BLOCKS = ("resnet18", "resnet34")
+"""Backbones without bottlenecks."""
 Profile = Literal["paper", "repo", "wang2019", "demo"]
 
 
@@ -31,6 +33,8 @@ class TrainConfig:
     """"synthetic" (scenes drawn on the fly) or the folder or json file of a data set: VisDrone txt, COCO json, YOLO."""
     data_format: Literal["auto", "visdrone", "coco", "yolo"] = "auto"
     """Format of --data; "auto" finds out."""
+    images: str | None = None
+    """The folder of a COCO json's images, where it is not in the usual place beside the json."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str = "val"
@@ -206,7 +210,7 @@ class TrainConfig:
                 raise ConfigError(f"--{field.name.replace('_', '-')}: {value} is not finite")
         if not 0 <= self.frozen_stages <= 4:
             raise ConfigError(f"--frozen-stages: {self.frozen_stages} is not in 0..4")
-        if self.stride_in_1x1 and self.backbone in ("resnet18", "resnet34"):
+        if self.stride_in_1x1 and self.backbone in BASIC_BLOCKS:
             raise ConfigError(
                 f"--stride-in-1x1 True: {self.backbone} has no bottlenecks; leave it out, or choose resnet50 or resnet101"
             )
@@ -225,6 +229,8 @@ class TrainConfig:
         for name in ("lr", "distill_divisor", "decay_factor", "loader_timeout", "rank_timeout", "max_megapixels"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
+        if self.seed >= 2**63:
+            raise ConfigError(f"--seed: {self.seed} is not below 2**63")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"--momentum: {self.momentum} is not in [0, 1)")
         if self.image_size % 32:

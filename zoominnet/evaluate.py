@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zoominnet.command import check_same_classes, choose_device, make_console, open_data, run_command
-from zoominnet.data import Split
+from zoominnet.data import ResizeMode, Split
 from zoominnet.engine.checkpoint import load_model
-from zoominnet.engine.inference import InputPath, cost_of, predict_split
+from zoominnet.engine.inference import InputPath, cost_of, predict_split, undecodable_warning
 from zoominnet.errors import UserError
 from zoominnet.evaluation import (
     Result,
@@ -52,8 +53,10 @@ class EvaluateConfig:
     """Scenes to draw with --data synthetic."""
     seed: int = 0
     """Seed of the synthetic scenes: that of the training run, to see the same ones."""
-    resize: Literal["squash", "letterbox"] = "squash"
-    """How images become square: as in training."""
+    images: str | None = None
+    """The folder of a COCO json's images, where it is not in the usual place beside the json."""
+    resize: Literal["squash", "letterbox"] | None = None
+    """How images become square. None: as when the model was trained."""
     input: Literal["direct", "halved", "both"] = "direct"
     """How an image reaches the model. direct: resized to its input size; halved: resized to twice that, then the 2x2
     mean, as a student is trained; both: one row each."""
@@ -93,8 +96,9 @@ class EvaluateConfig:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least {least}")
-        if not self.loader_timeout > 0:
-            raise UserError(f"--loader-timeout: {self.loader_timeout} is not positive")
+        for name in ("loader_timeout", "max_megapixels"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive and finite")
         if not 0 <= self.score_threshold < 1:
             raise UserError(f"--score-threshold: {self.score_threshold} is not in [0, 1)")
         if self.json is not None and not self.json.parent.is_dir():
@@ -112,6 +116,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
     )
     model.place(device)
+    trained_with = info.config.get("resize", "squash")
+    resize: ResizeMode = config.resize or trained_with
+    if resize != trained_with:
+        console.print(
+            f"--resize {resize}: the model was trained with {trained_with}, and will score less", style="yellow"
+        )
     split = open_data(
         config.data,
         config.split,
@@ -121,6 +131,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         scene_size=model.image_size * (1 if model.name == "teacher" else 2),
         seed=config.seed,
         console=console,
+        images=config.images,
         max_pixels=round(config.max_megapixels * 1e6),
     )
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
@@ -132,16 +143,21 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         "model": info.name,
         "backbone": info.backbone,
         "image_size": info.image_size,
+        "checkpoint": str(config.checkpoint),
         "data": config.data,
         "split": split.name,
+        "seed": config.seed if config.data == "synthetic" else None,
+        "resize": resize,
+        "score_threshold": config.score_threshold,
+        "undecodable_images": {},
         "cost": cost,
         "scores": {},
     }
     paths: tuple[InputPath, ...] = ("direct", "halved") if config.input == "both" else (config.input,)
     for path in paths:
-        result["scores"][path] = {
-            scores.protocol: scores.as_dict() for scores in scores_of(config, model, split, path, console)
-        }
+        results, undecodable = scores_of(config, model, split, path, resize, console)
+        result["scores"][path] = {scores.protocol: scores.as_dict() for scores in results}
+        result["undecodable_images"][path] = undecodable
     table = Table(title=f"{info.name}, {info.backbone}, {info.image_size} px", box=rich.box.SIMPLE, show_header=False)
     plain = f" ({cost['gflops_plain']:.2f} with the plain predictor)" if "gflops_plain" in cost else ""
     table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}{plain}")
@@ -157,22 +173,28 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
 
 
 def scores_of(
-    config: EvaluateConfig, model: RetinaNet, split: Split, path: InputPath, console: Console
-) -> list[Result]:
-    """Predicts the split once and scores it by each protocol asked for; prints the tables."""
+    config: EvaluateConfig, model: RetinaNet, split: Split, path: InputPath, resize: ResizeMode, console: Console
+) -> tuple[list[Result], int]:
+    """Predicts the split once and scores it by each protocol asked for; prints the tables.
+
+    Returns:
+        The scores, and the number of images that could not be decoded, whose objects count as missed.
+    """
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"predicting ({path})", total=len(split.records))
-        found = predict_split(
+        found, undecodable = predict_split(
             model,
             split,
             batch_size=config.batch_size,
             workers=config.workers,
             timeout=config.loader_timeout,
-            resize=config.resize,
+            resize=resize,
             strict=config.strict,
             input_path=path,
             progress=lambda done: progress.update(task, completed=done),
         )
+    if undecodable:
+        console.print(undecodable_warning(undecodable, len(split.records)), style="yellow", highlight=False)
     results: list[Result] = []
     if config.protocol in ("coco", "both"):
         results.append(
@@ -185,7 +207,7 @@ def scores_of(
     for result in results:
         console.print(f"input {path}", highlight=False)
         console.print(result.table())
-    return results
+    return results, undecodable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

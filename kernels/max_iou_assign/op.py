@@ -77,6 +77,11 @@ def max_iou_assign(
         >>> max_iou_assign(anchors, torch.tensor([[0.0, 0.0, 8.0, 6.0]]))
         tensor([ 0, -1])
     """
+    for name, value in (("positive", positive), ("negative", negative)):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not isinstance(allow_low_quality, bool):
+        raise TypeError(f"allow_low_quality must be a bool, got {type(allow_low_quality).__name__}")
     if not 0 <= negative <= positive <= 1:
         raise ValueError(
             f"thresholds must satisfy 0 <= negative <= positive <= 1, got negative={negative!r}, positive={positive!r}"

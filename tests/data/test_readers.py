@@ -1300,3 +1300,21 @@ def test_coco128_json_and_yolo_agree() -> None:
         np.testing.assert_array_equal(one.labels[order[0]], other.labels[order[1]])
         # YOLO's centres and sides have six decimals: 1.5e-6 of a side of at most 640 px
         np.testing.assert_allclose(one.boxes[order[0]], other.boxes[order[1]], atol=2e-3)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    make_image(tmp_path / "coco" / "images" / "a.jpg")
+    coco(tmp_path / "coco" / "instances_val.json", categories=[{"id": 1, "name": "car"}, {"id": 2, "name": "car"}])
+    with pytest.raises(DataError, match="the name 'car' is there twice: rename one, or merge them"):
+        open_split(tmp_path / "coco", "val")
+    make_image(tmp_path / "yolo" / "images" / "val" / "a.jpg")
+    put(tmp_path / "yolo" / "labels" / "val" / "a.txt", "0 0.5 0.5 0.1 0.1")
+    put(tmp_path / "yolo" / "data.yaml", "val: images/val\nnames: [a, b, a]\n")
+    with pytest.raises(DataError, match="names: 'a' is there twice"):
+        open_split(tmp_path / "yolo", "val")
+
+
+def test_a_coco_json_may_leave_out_the_size_of_an_image(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    coco(tmp_path / "instances_val.json", [{"id": 7, "file_name": "a.jpg", "width": None, "height": None}])
+    assert len(open_split(tmp_path, "val").records) == 1

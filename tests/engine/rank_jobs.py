@@ -71,7 +71,7 @@ def predict(run: str, data: str, out: str) -> int:
     """Saves what this rank gets of the detections of all images."""
     with join_ranks("cpu", 60) as ranks:
         model, _ = load_model(Path(run), score_threshold=0.0, max_detections=7)
-        found = predict_split(model, open_split(data, "val"), ranks=ranks)
+        found, _ = predict_split(model, open_split(data, "val"), ranks=ranks)
         arrays = [np.column_stack((d.boxes, d.scores, d.labels)) for d in found]
         np.savez(f"{out}/{ranks.size}-{ranks.rank}.npz", *arrays)
     return 0

@@ -1,7 +1,9 @@
 """Checkpoints: what is in them, which is taken, which deleted. Faults are in test_faults_checkpoint.py."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 from zoominnet.engine.checkpoint import (
     MODEL,
     CheckpointError,
+    CheckpointWriter,
     ModelInfo,
     best_checkpoint,
     find_model_file,
@@ -20,6 +23,8 @@ from zoominnet.engine.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from zoominnet.engine.log import RunLog
+from zoominnet.engine.trainer import Phase
 from zoominnet.models import build_model
 
 
@@ -57,6 +62,63 @@ def test_best_newest_and_pruning(tmp_path: Path, model: torch.nn.Module) -> None
     prune_checkpoints(tmp_path / "step-00000005", keep=2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004", "step-00000005"]
     assert not (tmp_path / ".writing-00000006").exists()
+
+
+def test_everything_is_on_the_disk_before_a_checkpoint_shows(
+    tmp_path: Path, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and the folder that names them are synced, then it is renamed, then that is synced."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        calls.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        calls.append(f"rename {self.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(tmp_path, model, 7)
+    files = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    assert calls == [*files, ".writing-00000007", "rename .writing-00000007", tmp_path.name]
+
+
+def test_metrics_are_on_the_disk_before_a_checkpoint_that_counts_them(tmp_path: Path, model: torch.nn.Module) -> None:
+    seen: list[list[Path]] = []
+    writer = CheckpointWriter(tmp_path, keep=1, before=lambda: seen.append(list_checkpoints(tmp_path)))
+    info = ModelInfo.of(model, ("a", "b"), (1, 2), {}, None)
+    for step in (1, 2):
+        writer.save(step, model.state_dict(), info, {}, {})
+        writer.wait()
+    assert [[path.name for path in paths] for paths in seen] == [[], ["step-00000001"]]
+
+    log = RunLog(tmp_path / "log", print)
+    phase = SimpleNamespace(checkpoints=tmp_path, config=SimpleNamespace(keep_checkpoints=1))
+    assert Phase.make_writer(phase, log).before == log.sync  # type: ignore[arg-type]
+    log.close()
+
+
+def test_pruning_keeps_no_checkpoint_that_is_cut_off(tmp_path: Path, model: torch.nn.Module) -> None:
+    for step, ap in ((1, 0.9), (2, 0.1), (3, None)):
+        save(tmp_path, model, step, ap)
+    with (tmp_path / "step-00000001" / MODEL).open("r+b") as file:
+        file.truncate(100)
+    prune_checkpoints(tmp_path / "step-00000003", keep=1)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("which", ["model", "momentum"])
+def test_a_state_that_is_not_finite_is_refused(tmp_path: Path, model: torch.nn.Module, which: str) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    momentum = {"momentum.0": torch.ones(3)}
+    spoilt = next(iter(state.values())) if which == "model" else momentum["momentum.0"]
+    spoilt.view(-1)[0] = float("nan")
+    info = ModelInfo.of(model, ("a", "b"), (1, 2), {}, None)
+    with pytest.raises(CheckpointError, match="holds NaN or Inf; use another checkpoint"):
+        load_state(save_checkpoint(tmp_path, 1, state, info, momentum, {}))
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path, model: torch.nn.Module) -> None:

@@ -29,7 +29,7 @@ from zoominnet import errors, evaluate, train
 from zoominnet.data.__main__ import main as data_main
 from zoominnet.engine.checkpoint import list_checkpoints, newest_checkpoint
 from zoominnet.engine.log import RunLog
-from zoominnet.engine.trainer import Phase
+from zoominnet.engine.trainer import Phase, stop_signals
 from zoominnet.kernels import _dispatch, _extension, _triton_state
 from zoominnet.kernels._schemas import stamp
 
@@ -492,3 +492,17 @@ def test_users_errors_are_one_line(
     assert error.count("\n") == 1
     assert main([*first, *options, "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert received == []
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

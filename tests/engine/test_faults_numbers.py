@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,3 +166,14 @@ def test_f14_a_loss_spike_is_logged(
     assert len(event["images"]) == 2
     assert "student: step 16: loss" in capsys.readouterr().out
     assert len(lines) == 18  # it goes on
+
+
+def test_counts_and_loss_scale_come_back_with_a_checkpoint() -> None:
+    model, scaler = torch.nn.Linear(1, 1), torch.amp.GradScaler("cpu", init_scale=8.0)
+    phase = SimpleNamespace(model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), scaler=scaler, losses=[])
+    other = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    other.scale(torch.ones(1))
+    state = {"step": 9, "skipped": 4, "skipped_in_a_row": 2, "log_bytes": 7, "validation_due": True, "losses": [1, 2]}
+    Phase._load(phase, model.state_dict(), {}, {**state, "scaler": other.state_dict()})  # type: ignore[arg-type]
+    assert scaler.state_dict()["scale"] == 1024
+    assert {key: getattr(phase, key) for key in state} == state

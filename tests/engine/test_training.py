@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from zoominnet import evaluate, train
 from zoominnet.data import BatchPlan
+from zoominnet.data import __main__ as data_command
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import list_checkpoints, load_model
 from zoominnet.engine.distributed import Ranks
@@ -127,8 +129,10 @@ def test_teacher_then_student_and_the_evaluation_of_both(
     # The command that the run recommends measures what the run measured.
     scores = tmp_path / "scores.json"
     best = result["checkpoint"]
-    options = ["--synthetic-images", "4", "--workers", "0", "--latency-repeats", "1", "--json", str(scores)]
-    assert evaluate.main([best, *options, "--input", "both"]) == 0
+    words = shlex.split(out[out.rindex("next:") :])
+    assert words[1:5] == ["python", "-m", "zoominnet.evaluate", best]
+    options = ["--workers", "0", "--latency-repeats", "1", "--json", str(scores), "--input", "both"]
+    assert evaluate.main([*words[4:], *options]) == 0
     measured = json.loads(scores.read_text())
     assert measured["scores"]["direct"]["COCO"]["AP"] == pytest.approx(result["models"]["student"]["AP"])
     assert set(measured["scores"]) == {"direct", "halved"}
@@ -284,6 +288,9 @@ def test_workers_do_not_change_the_run(tiny_train: Train, tmp_path: Path) -> Non
 def test_distillation_that_drowns_the_task_is_reported(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny_train("--lambda-distill", "1000", "--max-steps", "6", "--no-check-teacher") == 0
     assert "times the task's on the pyramid's outputs" in capsys.readouterr().out
+    short = ["--max-steps", "2", "--no-check-teacher", "--log-every", "2"]
+    assert tiny_train("--lambda-distill", "1000", *short, out="short") == 0
+    assert "student step 2: the distillation gradient is" in capsys.readouterr().out
     assert tiny_train("--lambda-distill", "1e-9", "--max-steps", "6", "--no-check-teacher", out="mild") == 0
     assert "times the task's" not in capsys.readouterr().out
 
@@ -308,6 +315,8 @@ BAD = [
     (["--teacher", "no/such/teacher"], 2, "no/such/teacher: no such file or folder"),
     (["--student", "la", "--image-size", "96", "--max-steps", "1"], 2, "is not a multiple of 128, as distillation"),
     (["--resume"], 2, "config.json does not exist"),
+    (["--seed", "99999999999999999999999"], 2, "--seed: 99999999999999999999999 is not below 2**63"),
+    (["--images", "here"], 2, "--images: synthetic scenes are not in files"),
 ]
 
 
@@ -369,3 +378,55 @@ def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.Captu
     assert error.splitlines()[-1].startswith("zoominnet.train: ")
     assert "Traceback" not in error
     assert train.main([*options, "--out", str(tmp_path / "run")]) == 0
+
+
+def test_how_a_model_was_trained_is_how_it_is_measured(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Letterboxed images, a COCO json away from its images, and one image that can no longer be decoded."""
+    write_overfit_data(tmp_path / "data")
+    for split in ("train", "val"):
+        arguments = ["convert", str(tmp_path / "data"), str(tmp_path / f"instances_{split}.json"), "--split", split]
+        assert data_command.main(arguments) == 0
+        for image in (tmp_path / "data" / split / "images").iterdir():
+            (tmp_path / "all" / split / "images").mkdir(parents=True, exist_ok=True)
+            image.rename(tmp_path / "all" / split / "images" / image.name)
+    data = tmp_path / "instances_val.json"
+    options = ["--data", str(data), "--images", str(tmp_path / "all" / "val" / "images"), "--train-split", "val"]
+    options += ["--resize", "letterbox", "--max-steps", "1"]
+    assert tiny_train(*options) == 0
+    out = capsys.readouterr().out
+    run = str(tmp_path / "run")
+    words = shlex.split(out[out.rindex("next:") :])[4:]
+    scores = [tmp_path / f"{name}.json" for name in ("as trained", "broken", "squash")]
+    measure = ["--workers", "0", "--latency-repeats", "0", "--protocol", "coco", "--json"]
+    assert evaluate.main([*words, *measure, str(scores[0])]) == 0
+    first = json.loads(scores[0].read_text())
+    assert first["resize"] == "letterbox"
+    assert first["undecodable_images"] == {"direct": 0}
+
+    assert evaluate.main([*words, *measure, str(scores[2]), "--resize", "squash"]) == 0
+    assert "--resize squash: the model was trained with letterbox" in capsys.readouterr().out
+
+    broken = tmp_path / "all" / "val" / "images" / "a0.png"
+    broken.write_bytes(broken.read_bytes()[:4000])
+    assert evaluate.main([*words, *measure, str(scores[1])]) == 0
+    assert "1 of 2 images could not be decoded: their objects count as missed" in capsys.readouterr().out
+    second = json.loads(scores[1].read_text())
+    assert second["undecodable_images"] == {"direct": 1}
+    assert second["scores"]["direct"]["COCO"]["boxes"] == first["scores"]["direct"]["COCO"]["boxes"] == 6
+
+    assert tiny_train("--teacher", f"{run}/teacher", *options[:-4], out="other") == 2
+    assert "trained with --resize letterbox, this run has squash" in capsys.readouterr().err
+    assert tiny_train("--teacher", "nowhere", "--no-distill", *options, out="alone") == 0
+    assert "--teacher nowhere: not used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--max-megapixels", "nan"), ("--max-megapixels", "inf"), ("--loader-timeout", "inf")]
+)
+def test_evaluation_refuses_what_is_not_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert evaluate.main([str(tmp_path), option, value]) == 2
+    assert f"{option}: {value} is not positive and finite" in capsys.readouterr().err

@@ -41,3 +41,16 @@ def test_anchors_and_boxes_are_checked(
 ) -> None:
     with pytest.raises(error, match=message):
         function(anchors, boxes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positive": "a"}, "positive must be a number, got str"),
+        ({"negative": None}, "negative must be a number, got NoneType"),
+        ({"allow_low_quality": "no"}, "allow_low_quality must be a bool, got str"),
+    ],
+)
+def test_options_of_the_assignment_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        max_iou_assign(GRID, BOXES, **options)

@@ -1,5 +1,6 @@
 """Pretrained weights: what is mapped where, what is reported, what is refused."""
 
+import json
 import urllib.error
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def write(tmp_path: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "no such weights file"),
+        ("missing", "no such file; give a .safetensors, .pt or .pth file"),
         ("truncated", "damaged or not a weights file"),
         ("text", "w.pth: "),
         ("list", "not a state dict"),
@@ -166,6 +167,22 @@ def test_metadata_tell_the_stride(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "none.safetensors")
     assert read_stride_in_1x1(tmp_path / "none.safetensors") is None
     assert read_stride_in_1x1("imagenet") is None
+    # A checkpoint of this project says it in its description of the model.
+    info = json.dumps({"version": "0", "info": {"stride_in_1x1": True}})
+    save_file({"x": torch.zeros(1)}, tmp_path / "own.safetensors", {"zoominnet": info})
+    assert read_stride_in_1x1(tmp_path / "own.safetensors") is True
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", {"stride_in_1x1": "1"})
+    with pytest.raises(WeightsError, match="stride_in_1x1 '1', neither true nor false; give --stride-in-1x1"):
+        read_stride_in_1x1(tmp_path / "odd.safetensors")
+
+
+def test_state_dicts_within_training_files_are_found(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    for key in ("model", "state_dict"):
+        torch.save({key: state, "epoch": 3}, tmp_path / f"{key}.pth")
+        assert len(load_weights(build_model("fa", "resnet18", image_size=64), tmp_path / f"{key}.pth").loaded) == 120
+    with pytest.raises(WeightsError, match="is a folder; give a"):
+        load_weights(build_model("fa", "resnet18", image_size=64), tmp_path)
 
 
 @pytest.mark.shared_data

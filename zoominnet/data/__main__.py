@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -133,6 +134,8 @@ def _sources(options: _Source) -> list[SplitSource]:
 
 
 def _open(options: _Source, source: SplitSource) -> Split:
+    if not 0 < options.max_megapixels < math.inf:
+        raise DataError(f"--max-megapixels: {options.max_megapixels} is not positive and finite")
     with Console(stderr=True).status(f"decoding the images of {source.name}"):
         return open_split(
             options.path,

@@ -18,6 +18,7 @@ _INT64_MAX = 2**63 - 1
 _NAMES_TRIED = 64
 _QUOTED_CHARACTERS = 120
 # COCO knows no region that holds for every class: such a region is written once a class, each copy with this key.
+_SIZE_KEYS = ("width", "height")
 _ANY_CLASS_KEY = "any_class"
 
 
@@ -53,8 +54,11 @@ def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: i
         if isinstance(header, ImageError):
             report.add(header.verdict, str(header))
             continue
-        size = (entry.get("width", header.width), entry.get("height", header.height))
-        if size != (header.width, header.height):
+        own = (header.width, header.height)
+        size = tuple(
+            entry[key] if entry.get(key) is not None else side for key, side in zip(_SIZE_KEYS, own, strict=True)
+        )
+        if size != own:
             found = f"{header.width}x{header.height} px, in {source.annotations.name} {size[0]}x{size[1]}"
             report.add("image size differs from the json", f"{path}: {found}")
             continue
@@ -91,6 +95,10 @@ def _category_names(path: Path, categories: list[Any]) -> dict[int, str]:
             raise DataError(f"{path}: categories: {_quote(category)} needs an integer id and a name")
         if category["id"] in names:
             raise DataError(f"{path}: categories: the id {category['id']} is there twice: number them apart")
+        if category["name"] in names.values():
+            raise DataError(
+                f"{path}: categories: the name {category['name']!r} is there twice: rename one, or merge them"
+            )
         names[category["id"]] = category["name"]
     if not names:
         raise DataError(f"{path}: categories: the list is empty: name the classes")

@@ -190,7 +190,7 @@ class DetectionDataset(Dataset[Sample]):
                 if self.strict:
                     raise
                 self._unreadable[index] = True
-                logger.warning("image left out, the next one takes its place: %s", error)
+                logger.warning("image cannot be decoded, the next one takes its place: %s", error)
         raise DataError(
             f"split '{self.split.name}': {tried} images in a row of its {len(self)} cannot be decoded, the last "
             f"{self.name_of((wanted + tried - 1) % len(self))}: is the data folder still there? "

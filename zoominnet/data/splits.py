@@ -86,7 +86,7 @@ def find_splits(path: str | Path, format: str | None = None) -> dict[str, SplitS
 
 def _nothing_found(path: Path, format: str | None) -> str:
     looked_for = {
-        "coco": "instances_*.json or annotations/instances_*.json (coco)",
+        "coco": "instances_SPLIT.json or annotations/instances_SPLIT.json (coco; a json of another name can be given itself)",
         "visdrone": "images/ with annotations/*.txt (visdrone)",
         "yolo": "images/ with labels/, or a data.yaml (yolo)",
     }
@@ -145,7 +145,7 @@ def open_split(
         others = " and ".join(source.also)
         report.note(
             "several formats",
-            f"{path}: {source.name} read as {source.format}, not as {others}: choose by format= (--format)",
+            f"{path}: {source.name} read as {source.format}, not as {others}: choose by format= (--format, --data-format)",
         )
     _, read = _FORMATS[source.format]
     try:

@@ -182,7 +182,10 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
         return tuple(f"class{index}" for index in range(count))
     if not isinstance(names, list) or len(names) != count:
         raise DataError(f"{path}: names: not a list of {count} names (nc)")
-    return tuple(str(name) for name in names)
+    texts = tuple(str(name) for name in names)
+    if twice := [name for name in texts if texts.count(name) > 1]:
+        raise DataError(f"{path}: names: {twice[0]!r} is there twice: rename one, or merge them")
+    return texts
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:

@@ -33,13 +33,13 @@ from torch import Tensor
 import zoominnet
 from zoominnet.errors import EXIT_IO_ERROR, UserError
 from zoominnet.models import RetinaNet, build_model
+from zoominnet.models.weights import METADATA_KEY
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 _PREFIX, _TEMPORARY, _DELETED = "step-", ".writing-", ".deleting-"
 _REPLACED = ".replaced"
 """Ends the name of a checkpoint that one of the same step takes the place of; it counts until that is done."""
 _NAME = re.compile(rf"{_PREFIX}(\d+)({re.escape(_REPLACED)})?")
-_METADATA_KEY = "zoominnet"
 
 logger = logging.getLogger("zoominnet.engine")
 
@@ -199,7 +199,7 @@ def _write_files(
 ) -> None:
     metadata = {
         "format": "pt",
-        _METADATA_KEY: json.dumps({"version": zoominnet.__version__, "info": info.__dict__}),
+        METADATA_KEY: json.dumps({"version": zoominnet.__version__, "info": info.__dict__}),
     }
     save_file(tensors[0], folder / MODEL, metadata)
     save_file(tensors[1], folder / OPTIMIZER)
@@ -480,7 +480,7 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({_reason(error)})") from error
     try:
-        fields = json.loads(metadata[_METADATA_KEY])["info"]
+        fields = json.loads(metadata[METADATA_KEY])["info"]
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
         info = ModelInfo(**fields)
 

@@ -18,6 +18,11 @@ InputPath = Literal["direct", "halved"]
 then the 2x2 mean, as a student sees it in training."""
 
 
+def undecodable_warning(count: int, images: int) -> str:
+    """What to say of images that could not be decoded when scores were measured."""
+    return f"{count} of {images} images could not be decoded: their objects count as missed in the scores"
+
+
 def no_detections() -> Detections:
     """The detections of an image in which nothing was found."""
     return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64))
@@ -53,7 +58,7 @@ def predict_split(
     input_path: InputPath = "direct",
     progress: Callable[[int], None] | None = None,
     ranks: Ranks | None = None,
-) -> list[Detections]:
+) -> tuple[list[Detections], int]:
     """Runs `model`, in evaluation mode, on every image of `split`.
 
     An image that cannot be decoded has no detections (the dataset has logged it by then).
@@ -68,7 +73,8 @@ def predict_split(
         ranks: each takes a share of the images and gets the detections of all. None: this process alone.
 
     Returns:
-        One entry a record, in order, boxes float64 in px of the original image.
+        One entry a record, in order, boxes float64 in px of the original image; and the number of images that could not
+        be decoded.
     """
     device = next(model.parameters()).device
     ranks = ranks or Ranks(device)
@@ -98,9 +104,10 @@ def predict_split(
                 progress(len(found))
     finally:
         model.train(was_training)
+    undecodable = len(torch.cat(ranks.gather(torch.tensor(dataset.unreadable, dtype=torch.int64))).unique())
     if ranks.size > 1:
         found = exchange(found, ranks)
-    return [found[index] for index in range(len(dataset))]
+    return [found[index] for index in range(len(dataset))], undecodable
 
 
 def exchange(found: dict[int, Detections], ranks: Ranks) -> dict[int, Detections]:

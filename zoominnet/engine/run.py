@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -24,13 +25,13 @@ from rich.table import Table
 
 import zoominnet
 from zoominnet.command import check_same_classes, open_data
-from zoominnet.config import ConfigError, TrainConfig
+from zoominnet.config import BASIC_BLOCKS, ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, load_model
 from zoominnet.engine.distributed import Ranks, launch_warnings
-from zoominnet.engine.inference import cost_of, predict_split
+from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
 from zoominnet.kernels import BackendUnavailableError, available_backends, choose_backend
@@ -100,6 +101,8 @@ class Run:
                 self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
         rows: dict[str, dict[str, Any]] = {}
         teacher = None
+        if not config.uses_teacher and config.teacher != "train":
+            self.warn(f"--teacher {config.teacher}: not used, for nothing is distilled")
         if config.uses_teacher:
             teacher = self._obtain_teacher(rows)
         best = self._train("student", config.student, config.epochs, teacher)
@@ -112,8 +115,7 @@ class Run:
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         self.console.print(self._summary(rows))
         self.say(f"student: {best}\nresult:  {file}")
-        seed = f" --seed {config.seed}" if config.data == "synthetic" else ""
-        self.say(f"next:    python -m zoominnet.evaluate {best} --data {config.data}{seed}")
+        self.say(f"next:    {evaluation_command(config, best)}")
         return result
 
     def _lock_folder(self) -> IO[str]:
@@ -188,6 +190,7 @@ class Run:
                 scene_size=config.teacher_size,
                 seed=config.seed,
                 console=self.console,
+                images=config.images,
                 max_pixels=round(config.max_megapixels * 1e6),
             )
 
@@ -202,7 +205,7 @@ class Run:
     def _validate(self, model: RetinaNet, after_batch: Callable[[], None] = lambda: None) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
-        found = predict_split(
+        found, undecodable = predict_split(
             model,
             val,
             batch_size=config.batch_size // self.ranks.size,
@@ -213,6 +216,8 @@ class Run:
             ranks=self.ranks,
             progress=lambda done: after_batch(),
         )
+        if undecodable:
+            self.warn(undecodable_warning(undecodable, len(val.records)))
         result = evaluate_coco(val.records, found, val.class_names)
         return Validation(result.ap, result.as_dict())
 
@@ -232,6 +237,11 @@ class Run:
         stride = config.stride_in_1x1
         if stride is None and (stride := read_stride_in_1x1(config.weights)) is not None:
             self.say(f"{name}: stride_in_1x1 {stride}, as the metadata of {config.weights} say")
+        if stride and config.backbone in BASIC_BLOCKS:
+            raise ConfigError(
+                f"--weights {config.weights}: stride in 1x1 convolutions, which {config.backbone} does not have; choose "
+                "another --backbone or other weights"
+            )
         model = build_model(
             name,
             config.backbone,
@@ -362,7 +372,24 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
             f"{what}: its maps have {info.channels} channels, this run's {config.channels}; "
             f"give --channels {info.channels} or another teacher"
         )
+    if (resize := info.config.get("resize", "squash")) != config.resize:
+        raise ConfigError(
+            f"{what}: trained with --resize {resize}, this run has {config.resize}; give --resize {resize} or another "
+            "teacher"
+        )
     check_same_classes(what, info.class_names, class_names, config.data)
+
+
+def evaluation_command(config: TrainConfig, checkpoint: Path) -> str:
+    """The command line that measures `checkpoint` on what the run validated on."""
+    words = ["python", "-m", "zoominnet.evaluate", str(checkpoint), "--data", config.data, "--split", config.val_split]
+    if config.data == "synthetic":
+        words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(config.seed)]
+    if config.data_format != "auto":
+        words += ["--data-format", config.data_format]
+    if config.images is not None:
+        words += ["--images", config.images]
+    return shlex.join(words)
 
 
 def describe(model: RetinaNet) -> dict[str, Any]:

@@ -49,7 +49,8 @@ SPIKE_WINDOW, SPIKE_MINIMUM, SPIKE_FACTOR = 50, 10, 10.0
 ECHO_SECONDS = 1.0
 """torchrun passes on signals that its processes may have had from the terminal already."""
 GRADIENT_RATIO_WINDOW = 5
-"""The warning that distillation outweighs the task looks at the mean of so many measurements."""
+"""The warning that distillation outweighs the task looks at the mean of so many measurements, or of all there are at the
+end."""
 
 
 class DivergedError(UserError):
@@ -305,6 +306,10 @@ class Phase:
         self.skipped_in_a_row, self.validation_due = int(state["skipped_in_a_row"]), bool(state["validation_due"])
         self.losses.extend(float(loss) for loss in state["losses"])
 
+    def make_writer(self, log: RunLog) -> CheckpointWriter:
+        """A checkpoint knows how much of the log there is, so that is on the disk first."""
+        return CheckpointWriter(self.checkpoints, self.config.keep_checkpoints, before=log.sync)
+
     def save(self, writer: CheckpointWriter, log: RunLog, ap: float | None) -> None:
         """Starts writing a checkpoint, on the first rank; `ap` is the validation's, None where nothing was measured."""
         if self.ranks.first:
@@ -343,7 +348,7 @@ class Phase:
         self.ranks.wait()
         self.module = self.ranks.wrap(self.module, deterministic=self.config.deterministic)
         log = RunLog(self.folder, self._warn, self.log_bytes, self.step) if self.ranks.first else NoLog()
-        writer = CheckpointWriter(self.checkpoints, self.config.keep_checkpoints, before=log.sync)
+        writer = self.make_writer(log)
         total = self.schedule.total_steps
         self.kernel_check = KernelCheck(self.name, min(self.config.verify_kernels, total - self.step), self.console)
         try:
@@ -356,6 +361,7 @@ class Phase:
                         self._run_epoch(log, writer, display)
                     if self.validation_due:
                         self._run_validation(log, writer)
+                self._judge_ratios(self.step)  # a short run may have few
                 writer.wait()
                 self.ranks.wait()
                 if self.stop is None:  # one may have come too late for the last step
@@ -533,11 +539,15 @@ class Phase:
 
     def _watch_ratio(self, ratio: float) -> None:
         self.ratios.append(ratio)
-        mean = sum(self.ratios) / len(self.ratios)
-        if len(self.ratios) == GRADIENT_RATIO_WINDOW and mean > 1 and not self.warned_of_ratio:
+        if len(self.ratios) == GRADIENT_RATIO_WINDOW:
+            self._judge_ratios(self.step + 1)
+
+    def _judge_ratios(self, step: int) -> None:
+        mean = sum(self.ratios) / max(len(self.ratios), 1)
+        if mean > 1 and not self.warned_of_ratio:
             self.warned_of_ratio = True
             self.console.print(
-                f"[yellow]{self.name} step {self.step + 1}: the distillation gradient is {mean:.1f} times the task's on the "
+                f"[yellow]{self.name} step {step}: the distillation gradient is {mean:.1f} times the task's on the "
                 "pyramid's outputs; the task may be drowned: consider a lower --lambda-distill, or "
                 "--distill-warmup-steps[/]",
                 highlight=False,

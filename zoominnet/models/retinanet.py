@@ -356,6 +356,9 @@ def check_targets(targets: Sequence[dict[str, Tensor]], num_classes: int) -> Non
         boxes, labels = target["boxes"], target["labels"]
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"targets[{i}]['boxes']: expected [G, 4], got {tuple(boxes.shape)}")
+        ignored = target.get("ignored")
+        if ignored is not None and (ignored.ndim != 2 or ignored.shape[1] != 4):
+            raise ValueError(f"targets[{i}]['ignored']: expected [R, 4], got {tuple(ignored.shape)}")
         if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(
                 f"targets[{i}]['labels']: expected int64 [{len(boxes)}] in 0..{num_classes - 1}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections import Counter
@@ -18,6 +19,8 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 from zoominnet.errors import UserError
 from zoominnet.models.retinanet import RetinaNet
 
+METADATA_KEY = "zoominnet"
+"""Under which the project's own model files describe their model."""
 FIRST_TORCHVISION_LEVEL = 3
 """torchvision's RetinaNets number their FPN modules from C3 / P3."""
 
@@ -62,11 +65,16 @@ class LoadReport:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pt/.pth read without unpickling any object but tensors.
 
+    A dict that keeps its state dict under "model" or "state_dict" is understood.
+
     Raises:
         WeightsError: the file is missing, damaged, or holds anything but a flat dict of tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(
+            f"{path}: {what}; give a .safetensors, .pt or .pth file (of a run, the model.safetensors of a checkpoint)"
+        )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -79,24 +87,40 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # torch.load raises pickle.UnpicklingError for anything but tensors; importing pickle to name it is not worth it.
         raise WeightsError(f"{path}: refused, it holds more than tensors; save a plain state dict instead") from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
+    for key in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: not a state dict (a dict of name -> tensor); save model.state_dict() instead")
     return dict(state)
 
 
 def read_stride_in_1x1(source: str | Path) -> bool | None:
-    """What the metadata of a .safetensors file say of `stride_in_1x1`; None where they or the file say nothing."""
+    """What the metadata of a .safetensors file say of `stride_in_1x1`; None where they or the file say nothing.
+
+    Checkpoints of this project say it in their description of the model, other files by a key of its own.
+
+    Raises:
+        WeightsError: damaged, or it says neither "true" nor "false".
+    """
     path = Path(source)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("stride_in_1x1")
-    except (SafetensorError, OSError) as error:
+            metadata = file.metadata() or {}
+        text = metadata.get("stride_in_1x1")
+        if text is None and METADATA_KEY in metadata:
+            text = str(json.loads(metadata[METADATA_KEY])["info"]["stride_in_1x1"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error
-    return None if text is None else text.lower() == "true"
+    if text is None:
+        return None
+    if text.lower() not in ("true", "false"):
+        raise WeightsError(
+            f"{path}: its metadata say stride_in_1x1 {text!r}, neither true nor false; give --stride-in-1x1"
+        )
+    return text.lower() == "true"
 
 
 def fetch_state_dict(name: str, backbone: str) -> tuple[str, dict[str, Tensor]]:

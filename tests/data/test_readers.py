@@ -1202,7 +1202,7 @@ def test_the_preferred_format_and_how_to_choose_another(tmp_path: Path) -> None:
     split = open_split(tmp_path, "train")
     assert len(split.records[0].ignored) == 1
     assert split.report.counts == {"several formats": 1}
-    assert "train read as visdrone, not as yolo: choose by format= (--format)" in split.report.lines()[1]
+    assert "train read as visdrone, not as yolo: choose by format= (--format, --data-format)" in split.report.lines()[1]
     forced = open_split(tmp_path, "train", format="yolo")
     assert len(forced.class_names) == 4
     np.testing.assert_allclose(forced.records[0].boxes, split.records[0].boxes, atol=1e-4)

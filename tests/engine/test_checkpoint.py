@@ -4,16 +4,19 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from zoominnet.engine.checkpoint import (
+    MANIFEST,
     MODEL,
     CheckpointError,
     CheckpointWriter,
     ModelInfo,
+    _seal,
     best_checkpoint,
     find_model_file,
     list_checkpoints,
@@ -136,7 +139,7 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, model: torch.nn.Mod
         load_model(text)
 
 
-@pytest.mark.parametrize("damage", ["nan", "shape", "missing"])
+@pytest.mark.parametrize("damage", ["nan", "shape", "missing", "dtype"])
 def test_models_that_are_not_what_they_claim_are_refused(tmp_path: Path, model: torch.nn.Module, damage: str) -> None:
     state = {k: v.clone() for k, v in model.state_dict().items()}
     name = "head.regression.predict.bias"
@@ -144,6 +147,8 @@ def test_models_that_are_not_what_they_claim_are_refused(tmp_path: Path, model: 
         state[name][3] = float("nan")
     elif damage == "shape":
         state[name] = state[name][:4].clone()
+    elif damage == "dtype":
+        state[name] = state[name].to(torch.float8_e4m3fn)
     else:
         del state[name]
     info = ModelInfo.of(model, ("a", "b"), (1, 2), {}, None)
@@ -152,3 +157,49 @@ def test_models_that_are_not_what_they_claim_are_refused(tmp_path: Path, model: 
         CheckpointError, match="predict.bias holds NaN" if damage == "nan" else r"does not fit .*1 tensors differ"
     ):
         load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"image_size": 32.0},
+        {"image_size": 2**62},
+        {"image_size": 0},
+        {"num_classes": 2.5},
+        {"class_names": [1, 2]},
+        {"class_names": ["a"]},
+        {"category_ids": []},
+        {"ap": "high"},
+        {"ap": 1e999},
+        {"config": "x"},
+        {"name": ["x"]},
+        {"backbone": 7},
+    ],
+    ids=str,
+)
+def test_descriptions_that_make_no_sense_are_refused(
+    tmp_path: Path, model: torch.nn.Module, claim: dict[str, Any]
+) -> None:
+    info = {**ModelInfo.of(model, ("a", "b"), (1, 2), {}, None).__dict__, **claim}
+    save_file(model.state_dict(), tmp_path / "m.safetensors", {"zoominnet": json.dumps({"info": info})})
+    with pytest.raises(CheckpointError, match="its metadata do not say which model it is"):
+        load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"ap": "0.5"}, {"ap": [1]}, {"ap": None, "files": {}}, {"step": "2"}, {"step": 1e999}, {"step": None}],
+    ids=str,
+)
+def test_manifests_that_make_no_sense_are_passed_over(
+    tmp_path: Path, model: torch.nn.Module, damage: dict[str, Any]
+) -> None:
+    """Sealed as they should be: written by somebody else, not damaged by chance."""
+    older, newer = save(tmp_path, model, 1, 0.1), save(tmp_path, model, 2, 0.2)
+    content = json.loads((newer / MANIFEST).read_text())
+    del content["sha256"]
+    (newer / MANIFEST).write_text(_seal({**content, **damage}))
+    assert best_checkpoint(tmp_path) == newest_checkpoint(tmp_path)[0] == older
+    del content["files"][MODEL]["sha256"]
+    (newer / MANIFEST).write_text(_seal(content))
+    assert best_checkpoint(tmp_path) == newest_checkpoint(tmp_path)[0] == older

@@ -168,12 +168,51 @@ def test_f14_a_loss_spike_is_logged(
     assert len(lines) == 18  # it goes on
 
 
+STATE = {"step": 9, "skipped": 4, "skipped_in_a_row": 2, "log_bytes": 7, "validation_due": True, "losses": [1.0, 2.0]}
+
+
+def bare_phase() -> Any:
+    """As much of a phase as its `_load` needs."""
+    model = torch.nn.Linear(1, 1)
+    return SimpleNamespace(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        scaler=torch.amp.GradScaler("cpu", init_scale=8.0),
+        schedule=SimpleNamespace(total_steps=10),
+        losses=[],
+    )
+
+
 def test_counts_and_loss_scale_come_back_with_a_checkpoint() -> None:
-    model, scaler = torch.nn.Linear(1, 1), torch.amp.GradScaler("cpu", init_scale=8.0)
-    phase = SimpleNamespace(model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), scaler=scaler, losses=[])
-    other = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    phase, other = bare_phase(), torch.amp.GradScaler("cpu", init_scale=1024.0)
     other.scale(torch.ones(1))
-    state = {"step": 9, "skipped": 4, "skipped_in_a_row": 2, "log_bytes": 7, "validation_due": True, "losses": [1, 2]}
-    Phase._load(phase, model.state_dict(), {}, {**state, "scaler": other.state_dict()})  # type: ignore[arg-type]
-    assert scaler.state_dict()["scale"] == 1024
-    assert {key: getattr(phase, key) for key in state} == state
+    Phase._load(phase, phase.model.state_dict(), {}, {**STATE, "scaler": other.state_dict()})
+    assert phase.scaler.state_dict()["scale"] == 1024
+    assert {key: getattr(phase, key) for key in STATE} == STATE
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({name: value} for name in ("step", "skipped", "log_bytes") for value in (-1, 1e999, "1", None, 10**30, True)),
+        {"step": 11},
+        *({"losses": value} for value in ([math.inf], [math.nan], [-1.0], [10**400], ["a"], "ab", 3)),
+    ],
+    ids=lambda damage: str(damage)[:30],
+)
+def test_a_state_that_makes_no_sense_is_refused(damage: dict[str, Any]) -> None:
+    phase = bare_phase()
+    state = {**STATE, "scaler": phase.scaler.state_dict(), **damage}
+    with pytest.raises((ValueError, TypeError)):
+        Phase._load(phase, phase.model.state_dict(), {}, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64, torch.complex64])
+def test_tensors_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    phase = bare_phase()
+    whole, state = phase.model.state_dict(), {**STATE, "scaler": phase.scaler.state_dict()}
+    with pytest.raises(ValueError, match=f"bias is {dtype}, not torch.float32"):
+        Phase._load(phase, {**whole, "bias": whole["bias"].to(dtype)}, {}, state)
+    momentum = {f"momentum.{i}": torch.zeros_like(p, dtype=dtype) for i, p in enumerate(phase.model.parameters())}
+    with pytest.raises(ValueError, match=f"momentum 0 is {dtype}"):
+        Phase._load(phase, whole, momentum, state)

@@ -35,6 +35,10 @@ from zoominnet.errors import EXIT_IO_ERROR, UserError
 from zoominnet.models import RetinaNet, build_model
 from zoominnet.models.weights import METADATA_KEY
 
+DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+"""What a model holds, by safetensors' names."""
+MAX_IMAGE_SIZE = 1 << 14
+"""Side of a model's input, px, beyond which a file is not believed."""
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 _PREFIX, _TEMPORARY, _DELETED = "step-", ".writing-", ".deleting-"
 _REPLACED = ".replaced"
@@ -79,6 +83,20 @@ class ModelInfo:
     ap: float | None
     la_predictor: str = "plain"  # that of files that do not say
 
+    def check(self) -> None:
+        """Refuses, by a ValueError, what :func:`zoominnet.models.build_model` does not."""
+        names, ids = self.class_names, self.category_ids
+        if not (
+            type(self.image_size) is int
+            and 0 < self.image_size <= MAX_IMAGE_SIZE
+            and len(names) == len(ids) == self.num_classes
+            and all(isinstance(name, str) for name in names)
+            and all(type(each) is int for each in ids)
+            and isinstance(self.config, dict)
+            and is_ap(self.ap)
+        ):
+            raise ValueError("no description of a model")
+
     @classmethod
     def of(
         cls,
@@ -101,6 +119,11 @@ class ModelInfo:
             ap=ap,
             la_predictor=model.la_predictor,
         )
+
+
+def is_ap(value: object) -> bool:
+    """Whether `value` can stand for an AP: None or a number from 0 to 1."""
+    return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
 def _fsync(path: Path) -> None:
@@ -302,7 +325,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(text)
         content = {key: value for key, value in manifest.items() if key != "sha256"}
         sizes = {name: content["files"][name]["bytes"] for name in (MODEL, OPTIMIZER, STATE)}
-        int(content["step"])
+        sums = [content["files"][name]["sha256"] for name in sizes]
+        if not (type(content["step"]) is int and is_ap(content["ap"]) and all(isinstance(each, str) for each in sums)):
+            raise ValueError("no manifest of this project")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / MANIFEST}: missing or damaged; use another checkpoint") from error
     if text != _seal(content):
@@ -476,13 +501,15 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            kinds = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({_reason(error)})") from error
     try:
         fields = json.loads(metadata[METADATA_KEY])["info"]
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
         info = ModelInfo(**fields)
+        info.check()
 
         def build() -> RetinaNet:
             return build_model(
@@ -497,13 +524,13 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
             )
 
         with torch.device("meta"):  # no memory for what a file merely claims to be
-            own = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+            own = {name: (tuple(x.shape), DTYPE_NAMES[x.dtype]) for name, x in build().state_dict().items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RecursionError is a RuntimeError
         raise CheckpointError(
             f"{file}: not a model written by zoominnet.train (its metadata do not say which model it is); "
             "pretrained weights of other projects go to --weights"
         ) from error
-    if different := [name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name)]:
+    if different := [name for name in own.keys() | kinds.keys() if own.get(name) != kinds.get(name)]:
         raise CheckpointError(
             f"{file}: does not fit the {info.name} on {info.backbone} it claims to be ({len(different)} tensors differ, "
             f"the first is {min(different)}); use another checkpoint"

@@ -282,7 +282,7 @@ class Phase:
             self._load(*load_state(path))
         except CheckpointError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: does not fit this {self.name} ({' '.join(str(error).split())[:200]}); delete it to go on from "
                 "the one before, or start another run in a new --out"
@@ -291,6 +291,9 @@ class Phase:
         return True
 
     def _load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+        own = self.model.state_dict()
+        if odd := [name for name in own.keys() & model.keys() if model[name].dtype != own[name].dtype]:
+            raise ValueError(f"{min(odd)} is {model[min(odd)].dtype}, not {own[min(odd)].dtype}")
         self.model.load_state_dict(model)
         parameters = self.optimizer.param_groups[0]["params"]
         unknown = optimizer.keys() - {f"momentum.{i}" for i in range(len(parameters))}
@@ -298,13 +301,20 @@ class Phase:
             raise ValueError(f"{len(optimizer)} momentum tensors for {len(parameters)} parameters")
         for i, parameter in enumerate(parameters):
             if (momentum := optimizer.get(f"momentum.{i}")) is not None:
-                if momentum.shape != parameter.shape:
-                    raise ValueError(f"momentum {i} has the shape {tuple(momentum.shape)}")
+                if momentum.shape != parameter.shape or momentum.dtype != parameter.dtype:
+                    raise ValueError(f"momentum {i} is {momentum.dtype} {tuple(momentum.shape)}")
                 self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.skipped, self.log_bytes = int(state["step"]), int(state["skipped"]), int(state["log_bytes"])
-        self.skipped_in_a_row, self.validation_due = int(state["skipped_in_a_row"]), bool(state["validation_due"])
-        self.losses.extend(float(loss) for loss in state["losses"])
+        for name in ("step", "skipped", "skipped_in_a_row", "log_bytes"):
+            if type(state[name]) is not int or not 0 <= state[name] < 2**63:
+                raise ValueError(f"{name} is {str(state[name])[:40]}")
+            setattr(self, name, state[name])
+        if self.step > self.schedule.total_steps:
+            raise ValueError(f"step {self.step} of {self.schedule.total_steps}")
+        self.validation_due = bool(state["validation_due"])
+        if not all(isinstance(loss, float) and 0 <= loss < math.inf for loss in state["losses"]):
+            raise ValueError("losses are not all numbers from 0")
+        self.losses.extend(state["losses"])
 
     def make_writer(self, log: RunLog) -> CheckpointWriter:
         """A checkpoint knows how much of the log there is, so that is on the disk first."""
@@ -508,7 +518,7 @@ class Phase:
         """Reports a loss far above the last ones; it is trained on all the same."""
         if not math.isfinite(loss):
             return
-        if len(self.losses) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * (usual := statistics.median(self.losses)):
+        if len(self.losses) >= SPIKE_MINIMUM and loss > SPIKE_FACTOR * (usual := statistics.median(self.losses)) > 0:
             ids = self._image_ids(batch)
             self._warn(
                 f"step {self.step}: loss {loss:g} is {loss / usual:.0f} times the usual {usual:g} (images {ids})"

@@ -107,16 +107,19 @@ def extension(device: str) -> Extension:
     cxx = ["-g0", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
     cxx += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     nvcc = ["-DUSE_CUDA", "--fmad=false", "--threads=0", "-Xcompiler=-Wall,-Wextra,-Werror", "--Werror=all-warnings"]
-    nvcc += [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS]
-    nvcc += [f"-gencode=arch=compute_{GPUS[-1]},code=compute_{GPUS[-1]}"]
     sources = [ROOT / "csrc" / "library.cpp", *sorted(ROOT.glob(f"csrc/*/*_{device}.c*"))]
     libraries, folders = ["c10", "torch_cpu"], [str(torch_folder / "lib")]
     if device == "cuda":
         libraries += ["torch_cuda", "cudart"]
+        nvcc_path = Path(CUDA_HOME or "", "bin", "nvcc")
+        known = subprocess.run([nvcc_path, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+        gpus = [
+            gpu for gpu in GPUS if not known or f"sm_{gpu}" in known
+        ]  # the first toolkits of CUDA 12 know none after 90
+        nvcc += [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
+        nvcc += [f"-gencode=arch=compute_{gpu},code=compute_{gpu}" for gpu in gpus[-1:]]
         # nvcc tells where its toolkit is; CUDA_HOME may hold no more than a link to nvcc, or a script that calls it.
-        told = subprocess.run(
-            [Path(CUDA_HOME or "", "bin", "nvcc"), "--dryrun", "--x=cu", os.devnull], capture_output=True, text=True
-        ).stderr
+        told = subprocess.run([nvcc_path, "--dryrun", "--x=cu", os.devnull], capture_output=True, text=True).stderr
         top = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)
         folders += [str(Path(top.group(1) if top else CUDA_HOME or "", "lib64"))]
     return Extension(

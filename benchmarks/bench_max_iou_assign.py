@@ -20,7 +20,11 @@ COPIES = 8
 
 
 class CheckAssignment:
-    """All assignments must be those of the reference, which comes first: comparisons are exact."""
+    """All assignments must be those of the reference, which comes first: comparisons are exact.
+
+    On CUDA the compiler of others' formulas contracts and approximates, so that IoUs at a threshold may fall on its
+    other side.
+    """
 
     expected: Tensor | None = None
 
@@ -30,7 +34,9 @@ class CheckAssignment:
             assert name == "reference"
             self.expected = assigned
         wrong = int((assigned != self.expected).sum())
-        assert wrong == 0, f"{name}: {wrong} of {assigned.numel()} anchors are assigned wrongly"
+        ours = name in ("native", "triton", "reference")
+        limit = 0 if ours or assigned.device.type == "cpu" else max(1, assigned.numel() // 1000)
+        assert wrong <= limit, f"{name}: {wrong} of {assigned.numel()} anchors are assigned wrongly"
 
 
 def rivals_of(

@@ -24,12 +24,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("zoominnet")
     group.addoption("--tiny", action="store_true", help="tiny shapes, one round: that everything runs, not how fast")
     group.addoption("--threads", type=int, default=1, help="CPU threads of every rival (default 1)")
+    group.addoption("--device", choices=["cpu", "cuda"], help="this alone (default: each that there is)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") not in (None, *DEVICES):
+        raise pytest.UsageError("--device cuda: torch finds no CUDA device; leave it out to measure on the CPU")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`device`: each that there is."""
+    """`device`: each that there is, or the one asked for."""
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", [torch.device(name) for name in DEVICES], ids=DEVICES, scope="session")
+        names = [name for name in DEVICES if metafunc.config.getoption("--device") in (None, name)]
+        metafunc.parametrize("device", [torch.device(name) for name in names], ids=names, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,25 +34,43 @@ HALF, WIDE = torch.float16, torch.float64
 
 
 def anchor_cases() -> Iterator[Case]:
-    """Masks and assignments: odd grids, 33 anchors a cell, bad boxes, images without boxes, dense anchors."""
+    """Masks and assignments: odd grids, 33 anchors a cell, bad boxes, images without boxes, dense anchors.
+
+    Then what makes blocks take a second turn: more boxes than a block has threads (128), a box that touches more anchors
+    than a block visits (16,384), and more images than one launch serves (256).
+    """
     generator = torch.Generator().manual_seed(0)
     centre, half = torch.rand(2, 33, 2, generator=generator) * 9 + 0.5
     base = torch.cat([centre - half, centre + half], 1)
     base[2] = math.nan
     boxes = torch.cat([centre * 4 - half, centre * 4 + half * 2], 1)
     boxes[3], boxes[4, 2], boxes[5, 2] = math.nan, math.inf, boxes[5, 0]
+    small = [AnchorGrid(base, (4, 4), (7, 5)), AnchorGrid(base[:1] * 2, (8, 8), (3, 1))]
+    few = boxes.split((20, 0, 13))
+    corner, side = torch.rand(2, 140, 2, generator=generator) * 20
+    many = torch.cat([corner, corner + side], 1)
+    wide = [AnchorGrid(base[:2], (4, 4), (101, 99))]
+    over_all = torch.tensor([[0.0, 0.0, 404.0, 404.0]])
     thresholds: tuple[Threshold, ...] = ("adaptive", "adaptive-nonzero", 0.4)
-    for dtype, threshold in itertools.product((torch.float32, WIDE, HALF), thresholds):
+    settings = [
+        *(("few boxes", small, few, d, t) for d, t in itertools.product((torch.float32, WIDE, HALF), thresholds)),
+        *(("many boxes", small, [many, many[:1]], dtype, 0.4) for dtype in (torch.float32, WIDE)),
+        *(("large box", wide, [over_all, boxes[:2]], dtype, 0.4) for dtype in (torch.float32, WIDE)),
+        *(("many images", small[1:], [boxes[i % 9 : i % 9 + i % 3] for i in range(260)], d, 0.4) for d in (HALF, WIDE)),
+    ]
+    for kind, levels, parts, dtype, threshold in settings:
 
         def masks(
-            backend: str, device: str, dtype: torch.dtype = dtype, threshold: Threshold = threshold
+            backend: str,
+            device: str,
+            levels: list[AnchorGrid] = levels,
+            parts: Sequence[Tensor] = parts,
+            dtype: torch.dtype = dtype,
+            threshold: Threshold = threshold,
         ) -> list[Tensor]:
-            grids = [
-                AnchorGrid(base.to(device, dtype), (4, 4), (7, 5)),
-                AnchorGrid(base[:1].to(device, dtype) * 2, (8, 8), (3, 1)),
-            ]
+            grids = [grid.to(device, dtype) for grid in levels]
             cells = grids[0].boxes()
-            images = [part.to(device, dtype) for part in boxes.split((20, 0, 13))]
+            images = [part.to(device, dtype) for part in parts]
             results = akdp_mask(grids, images, threshold=threshold, scope="all", backend=backend)
             results += akdp_mask(grids, images, threshold=threshold, backend=backend)
             results.append(akdp_mask(cells, images, threshold=threshold, backend=backend))
@@ -68,15 +86,24 @@ def anchor_cases() -> Iterator[Case]:
                 results += max_iou_assign(cells, images, allow_low_quality=forced, backend=backend)
             return results
 
-        yield f"anchors {dtype} {threshold}", masks
+        yield f"{kind} {dtype} {threshold}", masks
 
 
 def map_cases() -> Iterator[Case]:
-    """Losses and upsampling: packs along rows and channels, and sizes that no pack fits; offsets; nothing at all."""
+    """Losses and upsampling: packs along rows and channels, and sizes that no pack fits; offsets; nothing at all.
+
+    Then maps so large that the blocks of the loss's sum, 2,048 of 128 threads at most, take more than one step each.
+    """
     sizes = [(2, 16, 3, 8), (2, 8, 2, 5), (1, 3, 3, 7), (1, 5, 1, 1), (0, 4, 2, 2), (2, 4, 0, 3)]
     formats = (torch.contiguous_format, torch.channels_last)
     dtypes = (torch.float32, HALF, torch.bfloat16, WIDE)
-    for size, layout, dtype, factor in itertools.product(sizes, formats, dtypes, (1, 2)):
+    settings = [
+        *itertools.product(sizes, formats, dtypes, (1, 2)),
+        ((1, 1, 1028, 1024), torch.contiguous_format, torch.float32, 1),
+        ((1, 1, 515, 513), torch.contiguous_format, torch.float32, 1),
+        ((1, 16, 257, 256), torch.channels_last, torch.float32, 1),
+    ]
+    for size, layout, dtype, factor in settings:
         b, c, h, w = size
         generator = torch.Generator().manual_seed(0)
         small, large = (

@@ -1,23 +1,31 @@
 """All that can be checked on a GPU alone: build, tests, compute-sanitizer, benchmarks; with a report of each.
 
     make gpu-check                                  # or: python3 benchmarks/gpu_check.py
-    python3 benchmarks/gpu_check.py --only build tests --out /tmp/report
+    python3 benchmarks/gpu_check.py --only build tests --limit 540 --out /tmp/report
 
-Needs a CUDA device, nvcc and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis, and for the benchmarks
-what the package itself depends on; no network and no virtual environment. The libraries are built into the source tree.
-Exits 0 when every step passed or, for lack of a tool, was left out; 1 when one failed; 2 without a GPU.
+Needs a CUDA device, nvcc, and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis, and for the benchmarks
+some of what the package depends on; no network and no virtual environment. The libraries are built into the source tree.
+
+report.json and report.md are written after each step. Calls with --only, on the same sources and kind of GPU, add up to
+one report, which says "passed" when every step has passed. The exit status is of this call's steps: 0 when all passed, 1
+when one failed, 2 without a GPU, 3 when none failed, but one was left out for lack of a tool or not run for lack of time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,17 +33,28 @@ import xml.etree.ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FAILED_SANITIZER = 9
 """Exit status of compute-sanitizer where the program is right and the tool is not content."""
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis")
-DEPENDENCIES = ("torchvision", "PIL", "safetensors", "tyro", "rich", "pycocotools", "yaml", "fvcore", "tensorboard")
-"""Modules that the package imports, as the benchmarks of whole models do."""
+TEST_TOOLS = ("numpy", "pytest", "pytest_timeout", "hypothesis", "setuptools")
+BENCHMARK_TOOLS = ("numpy", "pytest", "pytest_timeout", "pytest_benchmark", "torchvision", "PIL", "safetensors", "yaml")
+MODEL_TOOLS = ("rich", "tensorboard")
+"""Modules that the tests of the kernels import, those that their benchmarks do, and what those of models do besides."""
+CPU_TESTS = ("cuda_sources", "native_cpu", "triton")
+"""Of the kernels' tests those that need no GPU, and take long."""
+RAN, BAD = ("passed", "failed"), ("failed", "left out", "not run")
 TAIL = 60
 """Lines of a failed step's output that the report shows."""
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,8 @@ class Step:
         limit: seconds after which it counts as hanging.
         environment: variables beside the usual ones.
         missing: where it is not empty, why the step is left out.
+        reads: files that the command gets as further arguments, those that are there; one must be.
+        leaves: the file that it makes. What an earlier run left is removed, so that it cannot be taken for this one's.
         flaw: looks at what the command left behind; gives what is wrong with it, or an empty string.
     """
 
@@ -56,12 +77,14 @@ class Step:
     limit: float
     environment: dict[str, str] = field(default_factory=dict)
     missing: str = ""
+    reads: tuple[Path, ...] = ()
+    leaves: Path | None = None
     flaw: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step. `outcome` is "passed", "failed" or "left out"; `detail` is one line."""
+    """What became of a step. `outcome` is "passed", "failed", "left out" or "not run"; `detail` is one line."""
 
     name: str
     outcome: str
@@ -69,27 +92,65 @@ class Outcome:
     detail: str
     command: list[str]
     output_tail: str
+    date: str = field(default_factory=now)
 
 
-def run_step(step: Step, log: Path) -> Outcome:
-    """Runs a step's command, with all its output in `log`."""
+def run_step(step: Step, log: Path, left: float = math.inf) -> Outcome:
+    """Runs a step's command, for `left` seconds at most, with all its output in `log`."""
+    read = [str(path) for path in step.reads if path.is_file()]
     if step.missing:
         return Outcome(step.name, "left out", 0.0, step.missing, step.command, "")
-    start = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **step.environment}
+    if step.reads and not read:
+        return Outcome(step.name, "not run", 0.0, f"there is no {step.reads[0]}", step.command, "")
+    if left <= 0:
+        return Outcome(step.name, "not run", 0.0, "time", step.command, "")
+    if step.leaves is not None:
+        step.leaves.unlink(missing_ok=True)
+    start, outcome, command = time.monotonic(), "failed", [*step.command, *read]
     with log.open("w", encoding="utf-8", errors="replace") as file:
         try:
-            done = subprocess.run(
-                step.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=step.limit
-            )
-            detail = step.flaw() if done.returncode == 0 else f"exit status {done.returncode}"
+            status = run_command(command, environment_of(step), file, min(step.limit, left))
+            detail = f"exit status {status}" if status else step.flaw()
         except subprocess.TimeoutExpired:
             detail = f"still running after {step.limit:.0f} s"
+            if left < step.limit:
+                outcome, detail = "not run", f"time: not done in the {left:.0f} s that --limit left"
         except OSError as error:
             detail = f"cannot be run: {error}"
     seconds = time.monotonic() - start
     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
-    return Outcome(step.name, "failed" if detail else "passed", seconds, detail, step.command, tail if detail else "")
+    return Outcome(step.name, outcome if detail else "passed", seconds, detail, command, tail if detail else "")
+
+
+def run_command(command: list[str], environment: dict[str, str], output: IO[str], limit: float) -> int:
+    """The exit status of a command that is ended, with all that it started, when it takes too long or we are ended.
+
+    Its processes are a group of their own, but stay in our session: whoever ends that ends them too.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, process_group=0
+    )
+    try:
+        return process.wait(limit)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def environment_of(step: Step) -> dict[str, str]:
+    """Our environment, with the source tree first on Python's path, and what the step needs."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    usual = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton")}  # by default in the home, which may be read-only
+    return {**usual, **os.environ, "PYTHONPATH": path, "PATH": search_path(), **step.environment}
+
+
+def search_path() -> str:
+    """PATH, and after it the folders where a CUDA toolkit has its programs."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
+    folders = [str(Path(home, "bin")) for home in (*homes, "/usr/local/cuda") if home]
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
 
 
 def flaw_of_tests(report: Path) -> str:
@@ -110,64 +171,74 @@ def flaw_of_benchmarks(report: Path) -> str:
     return f"no benchmark ran on CUDA with {' and '.join(untimed)}" if untimed else ""
 
 
+def flaw_of_exercise(log: Path) -> str:
+    """What is wrong with the output of exercise_kernels.py: each fast backend must have taken part."""
+    found = re.search(
+        r"cases agree with the reference on cuda: (.*)", log.read_text(encoding="utf-8", errors="replace")
+    )
+    absent = [name for name in ("native", "triton") if found is None or name not in found.group(1)]
+    return f"nothing ran on CUDA with {' and '.join(absent)}" if absent else ""
+
+
 def lacking(modules: Sequence[str]) -> str:
     """Why what needs these modules is left out; empty where all are there."""
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    return f"there is no module {', '.join(absent)}; pip install . brings what the package depends on" if absent else ""
-
-
-def find_sanitizer() -> str | None:
-    """compute-sanitizer on the path, or beside nvcc."""
-    nvcc = shutil.which("nvcc")
-    folders = [os.environ.get("PATH", os.defpath), *([str(Path(nvcc).resolve().parent)] if nvcc else [])]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    return f"there is no module {', '.join(absent)}; pip install -r requirements.lock brings all" if absent else ""
 
 
 def all_steps(out: Path) -> list[Step]:
     """The steps in their order; the commands leave what they report in `out`."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
-    tests, benchmarks = out / "tests.xml", out / "benchmarks.json"
-    sanitizer = find_sanitizer()
-    missing = "" if sanitizer else "there is no compute-sanitizer on the path; it comes with the CUDA toolkit"
-    without_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    tests, kernels, models = out / "tests.xml", out / "benchmarks.json", out / "models.json"
+    on_cpu = [f"tests/kernels/test_{name}.py" for name in CPU_TESTS]
+    tool = shutil.which("compute-sanitizer", path=search_path())
+    no_tool = "" if tool else "there is no compute-sanitizer on the path; it comes with the CUDA toolkit"
+
+    def sanitize(kind: str) -> Step:
+        command = [tool or "compute-sanitizer", f"--tool={kind}", f"--error-exitcode={FAILED_SANITIZER}"]
+        return Step(
+            kind,
+            [*command, python, "benchmarks/exercise_kernels.py"],
+            1800,
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            missing=no_tool,
+            flaw=lambda: flaw_of_exercise(out / f"{kind}.log"),
+        )
+
+    def benchmark(name: str, files: Sequence[str], modules: Sequence[str], results: Path) -> Step:
+        command = [*pytest, *(f"benchmarks/bench_{file}.py" for file in files), "--device=cuda", "--benchmark-only"]
+        return Step(
+            name,
+            [*command, f"--benchmark-json={results}"],
+            3600,
+            missing=lacking(modules),
+            leaves=results,
+            flaw=lambda: flaw_of_benchmarks(results),
+        )
+
     return [
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 1800, {"ZOOMINNET_BUILD": "cuda"}),
         Step(
             "tests",
-            [*pytest, "tests/kernels", f"--junitxml={tests}"],
+            [*pytest, "tests/kernels", *(f"--ignore={path}" for path in on_cpu), f"--junitxml={tests}"],
             3600,
+            missing=lacking(TEST_TOOLS),
+            leaves=tests,
             flaw=lambda: flaw_of_tests(tests),
         ),
-        *(
-            Step(
-                tool,
-                [
-                    sanitizer or "compute-sanitizer",
-                    f"--tool={tool}",
-                    f"--error-exitcode={FAILED_SANITIZER}",
-                    python,
-                    "benchmarks/exercise_kernels.py",
-                ],
-                1800,
-                without_cache,
-                missing,
-            )
-            for tool in SANITIZERS
+        *map(sanitize, SANITIZERS),
+        benchmark(
+            "benchmarks", ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x"), BENCHMARK_TOOLS, kernels
         ),
-        Step(
-            "benchmarks",
-            [*pytest, "benchmarks/", "--benchmark-only", f"--benchmark-json={benchmarks}"],
-            3600,
-            missing=lacking(DEPENDENCIES),
-            flaw=lambda: flaw_of_benchmarks(benchmarks),
-        ),
+        benchmark("models", ("la_predictor", "train_step", "inference"), (*BENCHMARK_TOOLS, *MODEL_TOOLS), models),
         Step(
             "tables",
-            [python, "benchmarks/report.py", "--show", str(benchmarks), "--out", str(out / "benchmarks.md")],
+            [python, "benchmarks/report.py", "--out", str(out / "benchmarks.md"), "--show"],
             60,
-            missing=lacking(DEPENDENCIES),
+            reads=(kernels, models),
         ),
+        Step("cpu-tests", [*pytest, *on_cpu], 3600, missing=lacking(TEST_TOOLS)),
     ]
 
 
@@ -195,7 +266,7 @@ def read_machine() -> dict[str, Any]:
                     for device in devices
                 ],
                 "driver": told_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-                "nvcc": told_by("nvcc", "--version"),
+                "nvcc": told_by(shutil.which("nvcc", path=search_path()) or "nvcc", "--version"),
                 "cuda": torch.version.cuda,
                 "system": platform.platform(),
                 "processors": os.cpu_count(),
@@ -224,10 +295,73 @@ def told_by(*command: str) -> str:
 
 
 def read_commit() -> str:
-    """The commit of the source tree, with a mark where files differ from it."""
+    """The commit of the source tree, with a mark where files differ from it; as `measure.read_commit` has it."""
     commit = told_by("git", "rev-parse", "HEAD")
-    changed = told_by("git", "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}, changed" if changed and commit != "unknown" else commit
+    if commit == "unknown":
+        return os.environ.get("ZOOMINNET_COMMIT", commit)
+    return f"{commit}, changed" if told_by("git", "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def read_sources() -> str:
+    """A digest of the sources: all states of a changed tree have the same commit, and a copy without git has none."""
+    hashed = hashlib.sha256()
+    files = [ROOT / "setup.py", ROOT / "pyproject.toml"]
+    for folder in ("benchmarks", "csrc", "kernels", "tests", "zoominnet"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
+    for path in sorted(files):
+        hashed.update(f"{path.relative_to(ROOT)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return hashed.hexdigest()[:16]
+
+
+class Report:
+    """report.json and report.md of a folder: the latest outcome of each step on these sources and this kind of GPU.
+
+    Attributes:
+        content: of report.json.
+        begun_anew: whether what the folder held was of others.
+    """
+
+    def __init__(self, out: Path, machine: dict[str, Any], names: Sequence[str]) -> None:
+        self.out, self.names, self.begun_anew = out, names, False
+        self.content: dict[str, Any] = {"commit": read_commit(), "sources": read_sources(), "machine": machine}
+        self.content["steps"] = []
+        with contextlib.suppress(FileNotFoundError):
+            text = (out / "report.json").read_text(encoding="utf-8")
+            try:
+                earlier = json.loads(text)
+                same = all(earlier[key] == self.content[key] for key in ("commit", "sources"))
+                if same and earlier["machine"]["gpus"] == machine["gpus"]:
+                    self.content["steps"] = earlier["steps"]
+                else:
+                    self.begun_anew = True
+            except (ValueError, KeyError, TypeError):
+                self.begun_anew = True
+
+    def add(self, outcome: Outcome) -> None:
+        """Writes the files, with `outcome` in place of the step's earlier one, unless that one alone was of a run."""
+        steps = {step["name"]: step for step in self.content["steps"]}
+        if outcome.outcome in RAN or outcome.name not in steps or steps[outcome.name]["outcome"] not in RAN:
+            steps[outcome.name] = asdict(outcome)
+        self.content["steps"] = [steps[name] for name in self.names if name in steps]
+        self.content |= {"result": self.result(), "date": now()}
+        write_whole(self.out / "report.json", json.dumps(self.content, indent=2) + "\n")
+        write_whole(self.out / "report.md", to_markdown(self.content))
+
+    def result(self) -> str:
+        """ "passed" where every step has passed; else what has not."""
+        outcomes = {step["name"]: step["outcome"] for step in self.content["steps"]}
+        names = {what: [name for name in self.names if outcomes.get(name, "not run") == what] for what in BAD}
+        told = [f"{what}: {', '.join(names[what])}" for what in BAD if names[what]]
+        if told and not names["failed"]:
+            told.insert(0, "incomplete")
+        return "; ".join(told) or "passed"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Leaves no half of a file, whenever this process is ended."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def to_markdown(report: dict[str, Any]) -> str:
@@ -244,7 +378,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"| driver, CUDA of torch, nvcc | {machine['driver']}, {machine['cuda']}, {machine['nvcc']} |",
         f"| system | {machine['system']}, {machine['processors']} processors, Python {machine['python']} |",
         f"| packages | {packages} |",
-        f"| commit | {report['commit']} |",
+        f"| commit, digest of the sources | {report['commit']}, {report['sources']} |",
         f"| date | {report['date']} |",
         "",
         "| step | outcome | time | |",
@@ -272,35 +406,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [step.name for step in all_steps(Path())]
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_check", help="folder")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP", help=", ".join(names))
+    parser.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="for all steps of this call")
     options = parser.parse_args(arguments)
+    end = time.monotonic() + options.limit
     machine = read_machine()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
-    for step in all_steps(out):
+    report = Report(out, machine, names)
+    steps = all_steps(out)
+    if report.begun_anew:
+        print(f"{out} held a report of other sources or another GPU: it is begun anew", flush=True)
+        for step in steps:
+            if step.leaves is not None:
+                step.leaves.unlink(missing_ok=True)
+    outcomes: dict[str, str] = {}
+    for step in steps:
         if step.name not in options.only:
             continue
-        if outcomes and outcomes[0].name == "build" and outcomes[0].outcome == "failed":
-            outcomes.append(Outcome(step.name, "failed", 0.0, "not run, since the build failed", step.command, ""))
+        if outcomes.get("build") == "failed":
+            outcome = Outcome(step.name, "not run", 0.0, "the build failed", step.command, "")
         else:
             print(f"{step.name}: {' '.join(step.command)}", flush=True)
-            outcomes.append(run_step(step, out / f"{step.name}.log"))
-        print(f"{step.name}: {outcomes[-1].outcome} {outcomes[-1].detail}".rstrip(), flush=True)
-    failed = [outcome.name for outcome in outcomes if outcome.outcome == "failed"]
-    left_out = [outcome.name for outcome in outcomes if outcome.outcome == "left out"]
-    result = f"failed: {', '.join(failed)}" if failed else "passed"
-    report = {
-        "result": result + (f"; left out: {', '.join(left_out)}" if left_out else ""),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": read_commit(),
-        "machine": machine,
-        "steps": [asdict(outcome) for outcome in outcomes],
-    }
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
-    print(f"gpu-check {report['result']}; see {out / 'report.md'}")
-    return 1 if failed else 0
+            outcome = run_step(step, out / f"{step.name}.log", end - time.monotonic())
+        outcomes[step.name] = outcome.outcome
+        report.add(outcome)
+        print(f"{step.name}: {outcome.outcome} {outcome.detail}".rstrip(), flush=True)
+    print(f"gpu-check {report.content['result']}; see {out / 'report.md'}")
+    found = set(outcomes.values())
+    return 1 if "failed" in found else 3 if found - {"passed"} else 0
+
+
+def end_on_sigterm() -> None:
+    """Makes SIGTERM an exception, so that the step's processes end with this one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -310,7 +310,10 @@ def processor_name() -> str:
 
 @functools.cache  # of what is running, whatever is edited meanwhile
 def read_commit() -> str:
-    """Of the source tree, with a mark where tracked files other than results differ from it; "unknown" without git."""
+    """Of the source tree, with a mark where tracked files other than results differ from it.
+
+    Where git does not know, as in a copy of the files alone, what ZOOMINNET_COMMIT says, or "unknown".
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -319,5 +322,5 @@ def read_commit() -> str:
         commit = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!*.md")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("ZOOMINNET_COMMIT", "unknown")
     return f"{commit}, changed" if changed else commit

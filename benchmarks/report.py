@@ -3,7 +3,7 @@
 pytest benchmarks/ --benchmark-only --benchmark-json=raw.json
 python benchmarks/report.py --take raw.json    # keeps medians and quartiles in benchmarks/results/, makes the tables
 python benchmarks/report.py --check            # exit status 1 where a table is not what the results say
-python benchmarks/report.py --show raw.json    # the tables alone, printed, or written to the file --out
+python benchmarks/report.py --show raw.json    # the tables of such runs alone, printed, or written to the file --out
 """
 
 from __future__ import annotations
@@ -337,12 +337,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     choice.add_argument(
         "--take", type=Path, nargs="+", metavar="RAW", help="keep the results of these runs, and make the tables"
     )
-    choice.add_argument("--show", type=Path, metavar="RAW", help="print the tables of this run")
+    choice.add_argument("--show", type=Path, nargs="+", metavar="RAW", help="print the tables of these runs")
     choice.add_argument("--check", action="store_true", help="change nothing; exit status 1 where a table differs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where --show writes")
     options = parser.parse_args(arguments)
     if options.show:
-        kept = take(json.loads(options.show.read_text(encoding="utf-8")))
+        kept = take(*(json.loads(path.read_text(encoding="utf-8")) for path in options.show))
         text = "\n".join(["## Targets", "", *speed_section(kept), "", "## All", "", *details_section(kept), ""])
         if options.out:
             options.out.write_text(text, encoding="utf-8")

@@ -36,9 +36,9 @@ measure, report, shapes = load("measure"), load("report"), load("shapes")
 
 
 def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The tiny benchmarks, with torch.compile turned off, since compiling takes minutes."""
+    """The tiny benchmarks on the CPU, with torch.compile turned off, since compiling takes minutes."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tiny", *options],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tiny", "--device", "cpu", *options],
         cwd=ROOT,
         env={**os.environ, "TORCHDYNAMO_DISABLE": "1", **environment},
         capture_output=True,

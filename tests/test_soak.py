@@ -18,7 +18,19 @@ from zoominnet.engine.trainer import Phase
 
 OPTIONS = [
     *("--profile", "demo", "--synthetic-images", "8", "2", "--image-size", "64", "--batch-size", "1"),
-    *("--student", "snet", "--channels", "8", "--warmup-steps", "0", "--log-every", "10", "--no-check-teacher"),
+    *(
+        "--student",
+        "snet",
+        "--channels",
+        "8",
+        "--warmup-steps",
+        "0",
+        "--log-every",
+        "10",
+        "--no-check-teacher",
+        "--device",
+        "cpu",
+    ),
 ]
 
 

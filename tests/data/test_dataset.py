@@ -408,6 +408,12 @@ class TestLoader:
         with pytest.raises(ValueError, match="timeout must be over 0 seconds"):
             make_loader(dataset, shard_batches(6, 2), workers=1, timeout=0)
 
+    def test_only_batches_for_a_gpu_are_pinned(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        dataset = dataset_of(make_split(tmp_path))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a run may stay on the CPU all the same
+        assert not make_loader(dataset, shard_batches(6, 2)).pin_memory
+        assert make_loader(dataset, shard_batches(6, 2), pin_memory=True).pin_memory
+
 
 @pytest.mark.shared_data
 def test_real_images_keep_their_boxes() -> None:

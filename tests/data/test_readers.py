@@ -516,7 +516,7 @@ def test_boxes_against_exact_arithmetic(box: tuple[float, float, float, float], 
 def test_f09_strict_training_names_the_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train", "val"):
         visdrone(tmp_path / "data" / name, {"a": "1,2,3,4,1,1,0,0\n1,2,3,0,1,1,0,0"})
-    options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none"]
+    options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none", "--device", "cpu"]
     assert train.main([*options, "--strict"]) == 2
     captured = capsys.readouterr()
     place = tmp_path / "data" / "train" / "annotations" / "a.txt"

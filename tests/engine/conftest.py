@@ -32,6 +32,8 @@ TINY = [
     "1",
     "--warmup-steps",
     "0",
+    "--device",
+    "cpu",
 ]
 
 Train = Callable[..., int]

@@ -55,6 +55,8 @@ TINY = [
     "3",
     "--epochs",
     "7",
+    "--device",
+    "cpu",
 ]
 """18 steps of a teacher and 42 of a student that learns from it, in epochs of 6."""
 STEPS = 60

@@ -29,7 +29,7 @@ from zoominnet.kernels import available_backends, max_iou_assign
 from zoominnet.models import RetinaNet, build_model
 
 Train = Callable[..., int]
-FUSED = available_backends()["akdp_mask"]["native"] == "ok"
+FUSED = available_backends("cpu")["akdp_mask"]["native"] == "ok"
 BACKENDS = [
     "reference",
     pytest.param("fused", marks=pytest.mark.skipif(not FUSED, reason="the native kernels are not built")),

@@ -75,7 +75,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(data: Path, weights: Path) -> list[str]:
     """2 epochs of 2 steps of 4 images, the last one filled up: 5 do not divide evenly."""
-    text = "--profile demo --image-size 64 --workers 0 --student snet --channels 8 --batch-size 4 --epochs 2 --lr 0.005"
+    text = "--profile demo --device cpu --image-size 64 --workers 0 --student snet --channels 8 --batch-size 4 --epochs 2 --lr 0.005"
     text += f" --log-every 1 --warmup-steps 0 --clip-grad-norm None --data {data} --weights {weights} --deterministic"
     return text.split()
 
@@ -144,7 +144,7 @@ def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_pa
     """One image each: at every step some have no box, no positive anchor and no masked position. The fast kernels
     too, where they are built."""
     arguments = [*options, "--teacher", str(alone / "teacher"), "--no-check-teacher", "--out", str(tmp_path / "run")]
-    if available_backends()["pa_l2_loss"]["native"] == "ok":
+    if available_backends("cpu")["pa_l2_loss"]["native"] == "ok":
         arguments.append("--fused-kernels")
     statuses, talk = train_in_ranks(4, arguments, tmp_path)
     assert statuses == [0] * 4, talk

@@ -154,7 +154,7 @@ def test_f04_an_explicit_path_to_a_damaged_checkpoint_is_refused(
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         for path in (newer, file):
-            assert evaluate.main([str(path), "--latency-repeats", "0"]) == 2
+            assert evaluate.main([str(path), "--latency-repeats", "0", "--device", "cpu"]) == 2
             error = capsys.readouterr().err
             assert error == f"zoominnet.evaluate: {file}: SHA-256 differs from the manifest's; use another checkpoint\n"
         assert checkpoint.find_model_file(trained) == older / MODEL  # a folder was named: the next best, and said so
@@ -280,7 +280,7 @@ def test_f05_a_payload_in_any_file_is_not_run(
     files = sorted(path for path in tmp_path.iterdir())
     assert len(files) == 6
     tiny = ["--profile", "demo", "--synthetic-images", "2", "1", "--image-size", "32", "--channels", "8"]
-    tiny += ["--student", "snet", "--workers", "0", "--backbone", "resnet18"]
+    tiny += ["--student", "snet", "--workers", "0", "--backbone", "resnet18", "--device", "cpu"]
     for i, file in enumerate(files):
         for option in ("--weights", "--teacher"):
             out = tmp_path / f"out {i} {option}"
@@ -289,7 +289,7 @@ def test_f05_a_payload_in_any_file_is_not_run(
             assert str(file) in error
             assert error.count("\n") == 1
             assert not canary.exists()
-        assert evaluate.main([str(file)]) == 2
+        assert evaluate.main([str(file), "--device", "cpu"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     # In the place of each file of a checkpoint, with a manifest that vouches for it, and as strangers beside them.
     folder = tmp_path / "checkpoints"

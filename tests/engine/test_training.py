@@ -75,7 +75,7 @@ def write_overfit_data(root: Path, scenes: str = "ab") -> None:
 def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     # The same four images in every batch: BatchNorm's statistics are those of evaluation, and no luck is needed.
     write_overfit_data(tmp_path / "data", scenes="s")
-    options = "--profile demo --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
+    options = "--profile demo --device cpu --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
     schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.01 --decay-at 0.6 0.85 --clip-grad-norm 2"
     assert (
         train.main(
@@ -131,7 +131,7 @@ def test_teacher_then_student_and_the_evaluation_of_both(
     best = result["checkpoint"]
     words = shlex.split(out[out.rindex("next:") :])
     assert words[1:5] == ["python", "-m", "zoominnet.evaluate", best]
-    options = ["--workers", "0", "--latency-repeats", "1", "--json", str(scores), "--input", "both"]
+    options = ["--workers", "0", "--device", "cpu", "--latency-repeats", "1", "--json", str(scores), "--input", "both"]
     assert evaluate.main([*words[4:], *options]) == 0
     measured = json.loads(scores.read_text())
     assert measured["scores"]["direct"]["COCO"]["AP"] == pytest.approx(result["models"]["student"]["AP"])
@@ -371,7 +371,7 @@ def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.Captu
     broken = tmp_path / "data" / "train" / "images" / "b7.png"
     broken.write_bytes(broken.read_bytes()[:4000])
     options = ["--profile", "demo", "--image-size", "64", "--student", "snet", "--no-distill", "--channels", "8"]
-    options += ["--epochs", "1", "--data", str(tmp_path / "data"), "--workers", workers]
+    options += ["--device", "cpu", "--epochs", "1", "--data", str(tmp_path / "data"), "--workers", workers]
     assert train.main([*options, "--strict", "--out", str(tmp_path / "strict")]) == 2
     error = capsys.readouterr().err
     assert "b7.png" in error.splitlines()[-1]
@@ -399,7 +399,7 @@ def test_how_a_model_was_trained_is_how_it_is_measured(
     run = str(tmp_path / "run")
     words = shlex.split(out[out.rindex("next:") :])[4:]
     scores = [tmp_path / f"{name}.json" for name in ("as trained", "broken", "squash")]
-    measure = ["--workers", "0", "--latency-repeats", "0", "--protocol", "coco", "--json"]
+    measure = ["--workers", "0", "--device", "cpu", "--latency-repeats", "0", "--protocol", "coco", "--json"]
     assert evaluate.main([*words, *measure, str(scores[0])]) == 0
     first = json.loads(scores[0].read_text())
     assert first["resize"] == "letterbox"

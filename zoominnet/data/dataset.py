@@ -225,6 +225,7 @@ def make_loader(
     *,
     workers: int = 0,
     timeout: float = 300.0,
+    pin_memory: bool = False,
 ) -> DataLoader[Sample]:
     """A DataLoader that yields one `Batch` for each list of keys in `batches`.
 
@@ -236,6 +237,7 @@ def make_loader(
         batches: `BatchPlan.epoch_batches(...)` in training, `shard_batches(...)` in evaluation.
         workers: processes that load; 0 loads in this one.
         timeout: seconds to wait for a worker's batch before giving up with an error, over 0; without workers unused.
+        pin_memory: for batches that go to a GPU.
     """
     if workers and timeout <= 0:
         raise ValueError(
@@ -250,7 +252,7 @@ def make_loader(
         collate_fn=collate,
         timeout=timeout if workers else 0,
         worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a number from it; without it, from the global generator
     )
 

@@ -81,7 +81,7 @@ def predict_split(
     side = model.image_size * (2 if input_path == "halved" else 1)
     dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize, strict=strict)
     batches = shard_batches(len(dataset), batch_size, ranks.size, ranks.rank)
-    loader = make_loader(dataset, batches, workers=workers, timeout=timeout)
+    loader = make_loader(dataset, batches, workers=workers, timeout=timeout, pin_memory=device.type == "cuda")
     found: dict[int, Detections] = {}
     was_training = model.training
     model.eval()

@@ -394,6 +394,7 @@ class Phase:
             self.plan.epoch_batches(epoch, start),
             workers=self.config.workers,
             timeout=self.config.loader_timeout,
+            pin_memory=self.device.type == "cuda",
         )
         self.module.train()
         self._statistics = batch_statistics(self.model)

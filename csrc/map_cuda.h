@@ -1,6 +1,8 @@
 // Feature maps in CUDA kernels, read and written in packs of 16 bytes where memory allows.
 #pragma once
 
+#include <cstring>
+
 #include "launch_cuda.h"
 #include "map.h"
 
@@ -61,7 +63,13 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* from, int64_t stride) {
 template <int N, bool packed, class T>
 __device__ __forceinline__ void store_pack(T* to, int64_t stride, const Pack<T, N>& pack) {
   if constexpr (packed) {
-    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+    // An assignment, of a uint4 too, would be taken apart into its values. This is a store of the ordinary kind (.wb) in
+    // one instruction: what is written, the next kernel reads, so that no other level of the cache is better.
+    using Word = std::conditional_t<sizeof(pack) == 16, uint4, uint2>;
+    static_assert(sizeof(Word) == sizeof(pack));
+    Word word;
+    memcpy(&word, &pack, sizeof(word));
+    __stwb(reinterpret_cast<Word*>(to), word);
   } else {
     for (int n = 0; n < N; ++n) {
       to[n * stride] = pack.values[n];

@@ -41,13 +41,14 @@ class MapTiles(NamedTuple):
 
     Attributes:
         tiles, groups: their numbers for one image; program ``(b * tiles + tile) * groups + group``.
+        channels_inner: whether the channels, not the positions, are the faster axis in memory.
         options: compile-time arguments of the kernels. S_BLOCK positions and C_BLOCK channels are taken at a time,
-            STEPS times along the channels; the faster axis is CHANNELS_INNER ? channels : positions. INDEX holds
-            the index of a position.
+            STEPS times along the channels. INDEX holds the index of a position.
     """
 
     tiles: int
     groups: int
+    channels_inner: bool
     options: dict[str, Any]
 
 
@@ -59,10 +60,10 @@ def map_tiles(positions: int, channels: int, channels_inner: bool, elements: int
         "S_BLOCK": s_block,
         "C_BLOCK": c_block,
         "STEPS": steps,
-        "CHANNELS_INNER": channels_inner,
         "INDEX": tl.int32 if positions < 2**30 else tl.int64,
     }
-    return MapTiles(triton.cdiv(positions, s_block), max(1, triton.cdiv(channels, c_block * steps)), options)
+    groups = max(1, triton.cdiv(channels, c_block * steps))
+    return MapTiles(triton.cdiv(positions, s_block), groups, channels_inner, options)
 
 
 @triton.jit
@@ -92,15 +93,19 @@ def spread_positions(
 
 
 @triton.jit
-def along_positions(x: tl.tensor, CHANNELS_INNER: tl.constexpr) -> tl.tensor:
-    """A vector over the positions of a tile, to broadcast over its channels."""
-    return tl.expand_dims(x, 1 if CHANNELS_INNER else 0)
+def along_positions(x: tl.tensor) -> tl.tensor:
+    """A vector over the positions of a tile, to broadcast over its channels.
+
+    Positions are always the first axis. Where neither axis is known to be contiguous, the compiler gives neighbouring
+    threads neighbours of the first.
+    """
+    return tl.expand_dims(x, 1)
 
 
 @triton.jit
-def along_channels(x: tl.tensor, CHANNELS_INNER: tl.constexpr) -> tl.tensor:
+def along_channels(x: tl.tensor) -> tl.tensor:
     """A vector over the channels of a tile, to broadcast over its positions."""
-    return tl.expand_dims(x, 0 if CHANNELS_INNER else 1)
+    return tl.expand_dims(x, 0)
 
 
 @triton.jit

@@ -331,6 +331,16 @@ def tile_extent(x1: tl.tensor, y1: tl.tensor, x2: tl.tensor, y2: tl.tensor, vali
 
 
 @triton.jit
+def tile_of_image(tiles: tl.tensor) -> tl.tensor:
+    """Image and tile of this program, where each image has `tiles` of them.
+
+    The grid has one axis, since a GPU takes no more than 65,535 programs along another.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    return program // tiles, program % tiles
+
+
+@triton.jit(do_not_specialize=["tiles"])
 def dense_stats_kernel(
     boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
     offsets_ptr: tl.tensor,  # float64 [B + 1]
@@ -345,15 +355,16 @@ def dense_stats_kernel(
     count: tl.tensor,
     cells: tl.tensor,
     anchors_per_cell: tl.tensor,
+    tiles: tl.tensor,
     SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
     """Greatest IoU of each box; with SUMS, each tile's sums of IoU and IoU^2 and its pairs above 0, and a mask of zeros.
 
-    The grid is (T, B).
+    A program is a tile of an image, tile after tile.
     """
-    tile, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    image, tile = tile_of_image(tiles)
     n = tile * BLOCK + tl.arange(0, BLOCK)
     ax1, ay1, ax2, ay2, area, valid = load_boxes(anchors_ptr, n, stride_n, stride_a, n < count, DTYPE)
     low_x, low_y, high_x, high_y = tile_extent(ax1, ay1, ax2, ay2, valid)
@@ -376,8 +387,8 @@ def dense_stats_kernel(
                 hits += hit.to(tl.int32)
         first += 32
     if SUMS:
-        entry = image * tl.num_programs(0) + tile
-        plane = tl.num_programs(1).to(tl.int64) * tl.num_programs(0)
+        entry = tl.program_id(0).to(tl.int64)
+        plane = tl.num_programs(0).to(tl.int64)
         tl.store(sums_ptr + entry, tl.sum(total, 0))
         tl.store(sums_ptr + plane + entry, tl.sum(squares, 0))
         tl.store(sums_ptr + 2 * plane + entry, tl.sum(hits.to(tl.int64), 0).to(tl.float64))

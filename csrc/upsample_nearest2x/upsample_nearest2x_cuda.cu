@@ -39,12 +39,18 @@ __global__ __launch_bounds__(kThreads) void upsample_columns_kernel(Sizes sizes,
     for (int n = 0; n < 2 * cells; ++n) {
       wide.values[n] = small.values[n / 2];
     }
-    for (int r = 0; r < 2; ++r) {
-      auto row = wide;
-      if (add.data != nullptr) {
-        row = add_packs(wide, load_pack<2 * cells, packed>(add.at(b, c, 2 * i + r, 2 * j), add.column));
+    // Loads come before stores, so that they wait together: the compiler cannot know that the maps do not overlap.
+    Pack<T, 2 * cells> rows[2] = {wide, wide};
+    if (add.data != nullptr) {
+      for (int r = 0; r < 2; ++r) {
+        rows[r] = load_pack<2 * cells, packed>(add.at(b, c, 2 * i + r, 2 * j), add.column);
       }
-      store_pack<2 * cells, packed>(out.at(b, c, 2 * i + r, 2 * j), out.column, row);
+      for (int r = 0; r < 2; ++r) {
+        rows[r] = add_packs(wide, rows[r]);
+      }
+    }
+    for (int r = 0; r < 2; ++r) {
+      store_pack<2 * cells, packed>(out.at(b, c, 2 * i + r, 2 * j), out.column, rows[r]);
     }
   }
 }
@@ -59,13 +65,17 @@ __global__ __launch_bounds__(kThreads) void upsample_channels_kernel(Sizes sizes
     const Position at = find_position(item, sizes.C / kChannels, sizes.W, sizes.H);
     const int64_t c = at.inner * kChannels, j = at.second, i = at.third, b = at.outer;
     const auto small = load_pack<kChannels, true>(x.at(b, c, i, j), 1);
-    for (int p = 0; p < 4; ++p) {
-      const int64_t row = 2 * i + p / 2, column = 2 * j + p % 2;
-      auto value = small;
-      if (add.data != nullptr) {
-        value = add_packs(small, load_pack<kChannels, true>(add.at(b, c, row, column), 1));
+    Pack<T, kChannels> of_phase[4] = {small, small, small, small};
+    if (add.data != nullptr) {
+      for (int p = 0; p < 4; ++p) {
+        of_phase[p] = load_pack<kChannels, true>(add.at(b, c, 2 * i + p / 2, 2 * j + p % 2), 1);
       }
-      store_pack<kChannels, true>(out.at(b, c, row, column), 1, value);
+      for (int p = 0; p < 4; ++p) {
+        of_phase[p] = add_packs(small, of_phase[p]);
+      }
+    }
+    for (int p = 0; p < 4; ++p) {
+      store_pack<kChannels, true>(out.at(b, c, 2 * i + p / 2, 2 * j + p % 2), 1, of_phase[p]);
     }
   }
 }

@@ -35,6 +35,7 @@ from .._triton_iou import (
     pick_level,
     slot_count,
     tile_extent,
+    tile_of_image,
     touching_boxes,
     window_anchors,
     window_stats_kernel,
@@ -129,15 +130,15 @@ def akdp_mask_dense_triton(
         mask = boxes.new_empty((images * cells,), dtype=torch.bool)
         sums = boxes.new_empty((3, images, tiles), dtype=torch.float64)
         maxima = boxes.new_zeros((1, count, 1), dtype=dtype)
-        arguments = (*boxes.stride(), *flat.stride(), n, cells, k)
+        arguments = (*boxes.stride(), *flat.stride(), n, cells, k, tiles)
         options = {"BLOCK": TILE, "DTYPE": TRITON_DTYPE[dtype], "num_warps": 4, **LAUNCH}
         offsets = numbers[1 + LEVEL_FIELDS :]
         bytes_of_mask = mask.view(torch.uint8)
-        dense_stats_kernel[(tiles, images)](
+        dense_stats_kernel[(tiles * images,)](
             boxes, offsets, flat, sums, as_integers(maxima), bytes_of_mask, *arguments, SUMS=True, **options
         )
         lam, max_iou, thresholds, _ = _reduce(boxes, sums, maxima, numbers, images, 1, tiles, mode, False, dtype)
-        _dense_mask_kernel[(tiles, images)](boxes, offsets, flat, thresholds, bytes_of_mask, *arguments, **options)
+        _dense_mask_kernel[(tiles * images,)](boxes, offsets, flat, thresholds, bytes_of_mask, *arguments, **options)
     return mask, lam, max_iou
 
 
@@ -318,7 +319,7 @@ def _window_mask_kernel(
         tile += slots
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _dense_mask_kernel(
     boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
     offsets_ptr: tl.tensor,  # float64 [B + 1]
@@ -332,11 +333,15 @@ def _dense_mask_kernel(
     count: tl.tensor,
     cells: tl.tensor,
     anchors_per_cell: tl.tensor,
+    tiles: tl.tensor,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
-    """Sets the cells of the mask with an anchor whose IoU is greater than a box's threshold. The grid is (T, B)."""
-    tile, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """Sets the cells of the mask with an anchor whose IoU is greater than a box's threshold.
+
+    A program is a tile of an image.
+    """
+    image, tile = tile_of_image(tiles)
     n = tile * BLOCK + tl.arange(0, BLOCK)
     ax1, ay1, ax2, ay2, area, valid = load_boxes(anchors_ptr, n, stride_n, stride_a, n < count, DTYPE)
     low_x, low_y, high_x, high_y = tile_extent(ax1, ay1, ax2, ay2, valid)

@@ -36,6 +36,7 @@ from .._triton_iou import (
     pick_level,
     slot_count,
     tile_extent,
+    tile_of_image,
     touching_boxes,
     window_stats_kernel,
 )
@@ -103,7 +104,7 @@ def max_iou_assign_triton(
                 **common,
             )
         assigned = boxes.new_empty((images, total), dtype=torch.int64)
-        _assign_kernel[(first_tile, images)](
+        _assign_kernel[(first_tile * images,)](
             boxes,
             tuple(base_anchors),
             numbers,
@@ -111,6 +112,7 @@ def max_iou_assign_triton(
             assigned,
             *boxes.stride(),
             total,
+            first_tile,
             KEEP_BEST=allow_low_quality,
             ROWS=TILE_ROWS,
             BLOCK=TILE,
@@ -130,18 +132,31 @@ def max_iou_assign_dense_triton(
         return boxes.new_full((images, total), BELOW, dtype=torch.int64)
     with on_device(boxes):
         numbers = to_device([positive, negative, *box_offsets(counts)], boxes.device)
-        grid = (triton.cdiv(total, TILE), images)
+        tiles = triton.cdiv(total, TILE)
+        grid = (tiles * images,)
         strides = (*boxes.stride(), *anchors.stride())
         options: dict[str, Any] = {"BLOCK": TILE, "DTYPE": TRITON_DTYPE[dtype], "num_warps": 4, **LAUNCH}
         best = None
         if allow_low_quality:
             best = boxes.new_zeros((count,), dtype=dtype)
             dense_stats_kernel[grid](
-                boxes, numbers[2:], anchors, None, as_integers(best), None, *strides, total, 0, 1, SUMS=False, **options
+                boxes,
+                numbers[2:],
+                anchors,
+                None,
+                as_integers(best),
+                None,
+                *strides,
+                total,
+                0,
+                1,
+                tiles,
+                SUMS=False,
+                **options,
             )
         assigned = boxes.new_empty((images, total), dtype=torch.int64)
         _assign_dense_kernel[grid](
-            boxes, numbers, anchors, best, assigned, *strides, total, KEEP_BEST=allow_low_quality, **options
+            boxes, numbers, anchors, best, assigned, *strides, total, tiles, KEEP_BEST=allow_low_quality, **options
         )
     return assigned
 
@@ -193,7 +208,7 @@ def _assign(
     return tl.where(keep, index, tl.where(below, _BELOW, _BETWEEN).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _assign_kernel(
     boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
     base_ptrs: tl.tensor,  # L times [K, 4]
@@ -203,6 +218,7 @@ def _assign_kernel(
     stride_g: tl.tensor,
     stride_c: tl.tensor,
     total: tl.tensor,
+    tiles: tl.tensor,
     KEEP_BEST: tl.constexpr,
     LEVELS: tl.constexpr,
     FIELDS: tl.constexpr,
@@ -211,8 +227,8 @@ def _assign_kernel(
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
-    """Assigns a tile of ROWS rows of cells by BLOCK / ROWS anchors along a row. The grid is (T, B)."""
-    tile, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """Assigns a tile of ROWS rows of cells by BLOCK / ROWS anchors along a row. A program is a tile of an image."""
+    image, tile = tile_of_image(tiles)
     COLUMNS: tl.constexpr = BLOCK // ROWS
     levels_ptr = numbers_ptr + 2
     places_ptr = levels_ptr + LEVELS * FIELDS
@@ -267,7 +283,7 @@ def _assign_kernel(
     tl.store(assigned_ptr + image * total + anchor, result, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _assign_dense_kernel(
     boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
     numbers_ptr: tl.tensor,  # float64: thresholds, first box of each image, G
@@ -279,12 +295,13 @@ def _assign_dense_kernel(
     stride_n: tl.tensor,
     stride_a: tl.tensor,
     total: tl.tensor,
+    tiles: tl.tensor,
     KEEP_BEST: tl.constexpr,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
-    """Assigns a tile of BLOCK anchors. The grid is (T, B)."""
-    tile, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """Assigns a tile of BLOCK anchors. A program is a tile of an image."""
+    image, tile = tile_of_image(tiles)
     n = tile * BLOCK + tl.arange(0, BLOCK)
     ax1, ay1, ax2, ay2, _, valid = load_boxes(anchors_ptr, n, stride_n, stride_a, n < total, DTYPE)
     low_x, low_y, high_x, high_y = tile_extent(ax1, ay1, ax2, ay2, valid)

@@ -47,6 +47,7 @@ def pa_l2_loss_triton(student: Tensor, teacher: Tensor, mask: Tensor, channel_me
                 counts,
                 *_sizes(student, teacher, mask, tiles),
                 SCALE=_scale(student, teacher),
+                CHANNELS_INNER=tiles.channels_inner,
                 ACC=TRITON_DTYPE[dtype],
                 num_warps=4,
                 **tiles.options,
@@ -88,6 +89,7 @@ def pa_l2_loss_backward_triton(
             student.shape[1] if channel_mean else 1,
             *_sizes(student, teacher, mask, tiles),
             SCALE=_scale(student, teacher),
+            CHANNELS_INNER=tiles.channels_inner,
             ACC=TRITON_DTYPE[accumulation_dtype(student)],
             num_warps=4,
             **tiles.options,
@@ -188,16 +190,13 @@ def _loss_kernel(
     count = tl.sum((bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1) + (bits >> 3), 0)
     tl.store(counts_ptr + tl.program_id(0).to(tl.int64) // groups, count.to(tl.int64), mask=group == 0)
 
-    if CHANNELS_INNER:
-        total = tl.zeros([S_BLOCK, C_BLOCK], ACC)
-    else:
-        total = tl.zeros([C_BLOCK, S_BLOCK], ACC)
+    total = tl.zeros([S_BLOCK, C_BLOCK], ACC)
     if count > 0:
-        student_at = student_ptr + image * s_b + along_positions(i * s_h + j * s_w, CHANNELS_INNER)
-        teacher_at = teacher_ptr + image * t_b + along_positions(SCALE * (i * t_h + j * t_w), CHANNELS_INNER)
-        phases = along_positions(bits, CHANNELS_INNER)
+        student_at = student_ptr + image * s_b + along_positions(i * s_h + j * s_w)
+        teacher_at = teacher_ptr + image * t_b + along_positions(SCALE * (i * t_h + j * t_w))
+        phases = along_positions(bits)
         for step in range(STEPS):
-            c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
+            c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
             inside = c < channels
             student = tl.load(student_at + c * s_c, mask=(phases != 0) & inside, other=0).to(ACC)
             for phase in tl.static_range(SCALE * SCALE):
@@ -293,15 +292,15 @@ def _gradient_kernel(
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
     p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
-    bits = along_positions(_masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE), CHANNELS_INNER)
+    bits = along_positions(_masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE))
     divisor = tl.maximum(tl.load(count_ptr) * per_position, 1).to(ACC)
     factor = divide(2.0 * tl.load(grad_out_ptr), divisor)
-    student_ptr += image * s_b + along_positions(i * s_h + j * s_w, CHANNELS_INNER)
-    teacher_ptr += image * t_b + along_positions(SCALE * (i * t_h + j * t_w), CHANNELS_INNER)
-    grad_ptr += image * g_b + along_positions(i * g_h + j * g_w, CHANNELS_INNER)
-    inside_image = along_positions(p < positions, CHANNELS_INNER)
+    student_ptr += image * s_b + along_positions(i * s_h + j * s_w)
+    teacher_ptr += image * t_b + along_positions(SCALE * (i * t_h + j * t_w))
+    grad_ptr += image * g_b + along_positions(i * g_h + j * g_w)
+    inside_image = along_positions(p < positions)
     for step in range(STEPS):
-        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
+        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
         inside = c < channels
         student = tl.load(student_ptr + c * s_c, mask=(bits != 0) & inside, other=0).to(ACC)
         pointer = teacher_ptr + c * t_c

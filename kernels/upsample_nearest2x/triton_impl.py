@@ -78,6 +78,7 @@ def upsample_nearest2x_backward_triton(grad_out: Tensor) -> Tensor:
             width,
             tiles.tiles,
             tiles.groups,
+            CHANNELS_INNER=tiles.channels_inner,
             ACC=TRITON_DTYPE[accumulation_dtype(grad_out)],
             num_warps=4,
             **tiles.options,
@@ -111,7 +112,6 @@ def _upsample_kernel(
     S_BLOCK: tl.constexpr,
     C_BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
-    CHANNELS_INNER: tl.constexpr,
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ) -> None:
@@ -120,15 +120,15 @@ def _upsample_kernel(
     p = position.to(INDEX) + tl.arange(0, S_BLOCK)
     i, j = p // width, p % width
     x_at = (i // 2).to(tl.int64) * x_h + (j // 2).to(tl.int64) * x_w
-    x_ptr += image * x_b + along_positions(x_at, CHANNELS_INNER)
-    out_ptr += image * out_b + along_positions(p.to(tl.int64) * out_w, CHANNELS_INNER)
+    x_ptr += image * x_b + along_positions(x_at)
+    out_ptr += image * out_b + along_positions(p.to(tl.int64) * out_w)
     if add_ptr is not None:
         # One product of the index keeps the compiler's knowledge that neighbours are adjacent in memory.
         add_at = p.to(tl.int64) * add_w if ADD_DENSE else i.to(tl.int64) * add_h + j.to(tl.int64) * add_w
-        add_ptr += image * add_b + along_positions(add_at, CHANNELS_INNER)
-    inside_image = along_positions(p < positions, CHANNELS_INNER)
+        add_ptr += image * add_b + along_positions(add_at)
+    inside_image = along_positions(p < positions)
     for step in range(STEPS):
-        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
+        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
         inside = inside_image & (c < channels)
         value = tl.load(x_ptr + c * x_c, mask=inside, other=0).to(ACC)
         if add_ptr is not None:
@@ -163,11 +163,11 @@ def _downsample_kernel(
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
     p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     at = 2 * ((p // width).to(tl.int64) * out_h + (p % width).to(tl.int64) * out_w)
-    grad_out_ptr += image * out_b + along_positions(at, CHANNELS_INNER)
-    grad_ptr += image * grad_b + along_positions(p.to(tl.int64) * grad_w, CHANNELS_INNER)
-    inside_image = along_positions(p < positions, CHANNELS_INNER)
+    grad_out_ptr += image * out_b + along_positions(at)
+    grad_ptr += image * grad_b + along_positions(p.to(tl.int64) * grad_w)
+    inside_image = along_positions(p < positions)
     for step in range(STEPS):
-        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK), CHANNELS_INNER)
+        c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
         inside = inside_image & (c < channels)
         upper_ptr = grad_out_ptr + c * out_c
         lower_ptr = upper_ptr + out_h

@@ -24,6 +24,8 @@ EMULATION = Path(__file__).parent / "cuda_emulation"
 SOURCES = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 OPERATIONS = [source.parent.name for source in SOURCES]
 TORCH = Path(torch.__file__).parent
+PACKED_KERNELS = {"pa_l2_loss": 12, "upsample_nearest2x": 12}
+"""How many kernels of an operation write maps in packs, each pack in one instruction."""
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -79,7 +81,14 @@ def test_nvcc(source: Path, options: list[str], tmp_path: Path) -> None:
     gpus = sorted(int(gpu) for gpu in re.findall(r"code=sm_(\d+)", " ".join(options)))
     chosen = [option for option in options if not option.startswith(("-gencode", "-O"))]
     target = f"-gencode=arch=compute_{gpus[0]},code=compute_{gpus[0]}"
-    run("nvcc", *chosen, target, "-O1", "-Xcompiler=-fPIC", "-c", source, "-o", tmp_path / "object.o")
+    keep = ["-keep", f"-keep-dir={tmp_path}"]
+    run("nvcc", *chosen, target, "-O1", "-Xcompiler=-fPIC", *keep, "-c", source, "-o", tmp_path / "object.o")
+    if packed := PACKED_KERNELS.get(source.parent.name):
+        (ptx,) = tmp_path.glob("*.ptx")
+        stores = [re.findall(r"st\.global\S*", entry) for entry in ptx.read_text().split(".entry ")[1:]]
+        whole = [names for names in stores if any(".v" in name for name in names)]
+        assert len(whole) == packed
+        assert all(".v" in name for names in whole for name in names)
 
 
 @pytest.fixture(scope="module")

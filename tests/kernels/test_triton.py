@@ -152,6 +152,13 @@ def test_compiles_for_gpus(architectures: str, dtypes: str, tmp_path: Path) -> N
             assert not instruction.startswith(("div.approx", "rcp", "sqrt.approx")), record
             if instruction.startswith("fma.rn.f32"):
                 assert record["kernel"] == "_loss_kernel", record
+        if record["positions"]:  # a warp reads neighbours in a row
+            assert set(map(tuple, record["threads"])) == {("32", "1")}, record
+    assert {record["kernel"] for record in records if record["positions"]} == {
+        "_loss_kernel",
+        "_gradient_kernel",
+        "_downsample_kernel",
+    }
     wide = [record["instructions"] for record in records if record["kernel"] == "_upsample_kernel"]
     assert any("st.global.v4.b32" in instructions for instructions in wide)
 

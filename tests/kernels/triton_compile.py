@@ -57,6 +57,7 @@ def registers_and_stack(cubin: bytes, path: Path) -> tuple[int, int]:
 
 def compile_only(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
     """In place of ``JITFunction.run``, which launches as well."""
+    assert max(grid[1:], default=1) <= 65535, (kernel.__name__, grid)
     compiled = run(kernel, *args, grid=grid, warmup=True, **options)
     if compiled.hash not in seen:
         seen.add(compiled.hash)
@@ -70,14 +71,16 @@ def compile_only(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup:
             "spilled": spilled,
             "instructions": sorted(set(re.findall(names, compiled.asm["ptx"]))),
             "fused": compiled.metadata.enable_fp_fusion,
+            "positions": options.get("CHANNELS_INNER") is False,
+            "threads": re.findall(r"threadsPerWarp = \[(\d+), (\d+)\]", compiled.asm["ttgir"]),
             "late": late,
         }
         print(json.dumps(record))
     return compiled
 
 
-def masks_and_assignments(dtype: torch.dtype, counts: list[int]) -> None:
-    grids = [grid.to(dtype=dtype) for grid in pyramid([(16, 16), (8, 8)], anchors=9)]
+def masks_and_assignments(dtype: torch.dtype, counts: list[int], side: int = 16) -> None:
+    grids = [grid.to(dtype=dtype) for grid in pyramid([(side, side), (side // 2, side // 2)], anchors=9)]
     boxes = random_boxes(sum(counts), 64, dtype=dtype)
     arguments = (
         [grid.base_anchors for grid in grids],
@@ -121,3 +124,4 @@ for architecture in map(int, sys.argv[1].split(",")):
         for counts in ([1], [16], [1, 16, 15], [40] * 16):
             masks_and_assignments(getattr(torch, name), counts)
         late = False
+        masks_and_assignments(getattr(torch, name), [1] + [0] * 65536, side=2)

@@ -47,6 +47,17 @@ struct dim3 {
 };
 inline dim3 threadIdx, blockIdx, gridDim;
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
+
 using cudaStream_t = void*;
 using cudaError_t = int;
 inline cudaError_t cudaGetLastError() { return 0; }

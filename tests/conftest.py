@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+
+# A shell starts jobs in the background with Ctrl-C ignored, and what is ignored stays so in a run and its children.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 Spoil = Callable[[tuple[torch.Tensor, ...]], None]
 

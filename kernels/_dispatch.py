@@ -58,6 +58,11 @@ def choose_backend(operation: str, backend: str, device_type: str) -> str:
     their choice once. A named backend is never replaced by another. Tensors on the meta device have shapes only, for
     which all backends are the same.
 
+    Args:
+        operation: a name of :func:`available_backends`, such as "akdp_mask".
+        backend: "auto", "fused", or a backend's name.
+        device_type: "cpu", "cuda" or "meta".
+
     Raises:
         ValueError: no backend has this name.
         BackendUnavailableError: the backend of this name, or for "fused" every one, cannot run here.

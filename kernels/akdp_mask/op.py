@@ -126,8 +126,14 @@ def akdp_stats(
 ) -> AkdpStats | list[AkdpStats]:
     """What :func:`akdp_mask` makes of the same arguments, in figures, for logs and plots.
 
+    Args:
+        anchors, gt_boxes, threshold, scope, backend: as of :func:`akdp_mask`.
+
     Returns:
         :class:`AkdpStats`; a list of them, one a level, for a list of grids.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`akdp_mask`.
 
     Example:
         >>> grid = AnchorGrid(torch.tensor([[-12.0, -12.0, 12.0, 12.0]]), stride=(8, 8), shape=(64, 64))

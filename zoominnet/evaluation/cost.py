@@ -91,6 +91,9 @@ def measure_latency(
 
     Returns:
         `median_ms`, `p10_ms` and `p90_ms` (percentiles 10 and 90) over the measured calls.
+
+    Raises:
+        ValueError: `repeats` or `warmup` is out of range.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, got {repeats} and {warmup}")

@@ -162,7 +162,11 @@ class RetinaNet(nn.Module):
 
     def set_la_predictor(self, form: LaPredictor) -> None:
         """Chooses how "la" predicts: "plain" convolves the upsampled map; "phase" gives the same values, but for
-        rounding, from the small map (:func:`zoominnet.models.head.phase_weight`). The weights are the same."""
+        rounding, from the small map (:func:`zoominnet.models.head.phase_weight`). The weights are the same.
+
+        Raises:
+            ValueError: `form` is neither.
+        """
         if form not in get_args(LaPredictor):
             raise ValueError(f"la_predictor: {form!r} is not one of {', '.join(get_args(LaPredictor))}")
         self.la_predictor = form

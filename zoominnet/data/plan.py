@@ -76,7 +76,11 @@ class BatchPlan:
         return -(-self.num_samples // self.batch_size)
 
     def global_indices(self, epoch: int, step: int) -> list[int]:
-        """The sample indices of the whole global batch, `batch_size` of them, the same whatever `world_size` is."""
+        """The sample indices of the whole global batch, `batch_size` of them, the same whatever `world_size` is.
+
+        Raises:
+            ValueError: `epoch` is negative, or it has no such `step`.
+        """
         if epoch < 0 or not 0 <= step < self.steps_per_epoch:
             raise ValueError(
                 f"BatchPlan: no step {step} of epoch {epoch}: an epoch has steps 0 to {self.steps_per_epoch - 1}"
@@ -94,6 +98,9 @@ class BatchPlan:
         """A batch sampler for `torch.utils.data.DataLoader`: this rank's batches from `start_step` to the end.
 
         `start_step` may equal `steps_per_epoch`: nothing is left of the epoch then.
+
+        Raises:
+            ValueError: `epoch` is negative, or `start_step` beyond its end.
         """
         if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(
@@ -125,7 +132,11 @@ def shard_indices(num_samples: int, world_size: int = 1, rank: int = 0) -> list[
 
 
 def shard_batches(num_samples: int, batch_size: int, world_size: int = 1, rank: int = 0) -> list[list[int]]:
-    """`shard_indices` cut into batches of at most `batch_size` (on this rank): a batch sampler for evaluation."""
+    """`shard_indices` cut into batches of at most `batch_size` (on this rank): a batch sampler for evaluation.
+
+    Raises:
+        ValueError: `batch_size` is not positive, or `rank` not below `world_size`.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     shard = shard_indices(num_samples, world_size, rank)

@@ -44,6 +44,12 @@ class ResizeGeometry:
         """The geometry of fitting `width` x `height` px into a square of `size` px.
 
         "squash" stretches both sides to `size`; "letterbox" keeps the aspect ratio (to the pixel) and centres.
+
+        Args:
+            width, height: of the original image, px.
+            size: side of the square, px.
+            mode: "squash" or "letterbox".
+            flipped: mirrored left to right afterwards.
         """
         if mode == "squash":
             return cls(width, height, size, size / width, size / height, flipped=flipped)

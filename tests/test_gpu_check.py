@@ -301,7 +301,7 @@ def test_a_step_finds_the_sources_and_what_the_caller_had_on_its_path(
     step = gpu_check.Step("tests", [], 60, {"MADE_UP": "yes"})
     done = subprocess.run(
         python("import only_there, zoominnet; print(zoominnet.__file__)"),
-        cwd=tmp_path,
+        cwd="/",
         env=gpu_check.environment_of(step),
         capture_output=True,
         text=True,

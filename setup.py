@@ -113,9 +113,8 @@ def extension(device: str) -> Extension:
         libraries += ["torch_cuda", "cudart"]
         nvcc_path = Path(CUDA_HOME or "", "bin", "nvcc")
         known = subprocess.run([nvcc_path, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-        gpus = [
-            gpu for gpu in GPUS if not known or f"sm_{gpu}" in known
-        ]  # the first toolkits of CUDA 12 know none after 90
+        # The first toolkits of CUDA 12 know none after 90.
+        gpus = [gpu for gpu in GPUS if not known or f"sm_{gpu}" in known]
         nvcc += [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
         nvcc += [f"-gencode=arch=compute_{gpu},code=compute_{gpu}" for gpu in gpus[-1:]]
         # nvcc tells where its toolkit is; CUDA_HOME may hold no more than a link to nvcc, or a script that calls it.

@@ -116,12 +116,9 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
     )
     model.place(device)
-    trained_with = info.config.get("resize", "squash")
-    resize: ResizeMode = config.resize or trained_with
-    if resize != trained_with:
-        console.print(
-            f"--resize {resize}: the model was trained with {trained_with}, and will score less", style="yellow"
-        )
+    resize = config.resize or info.resize
+    if resize != info.resize:
+        console.print(f"--resize {resize}: the model was trained with {info.resize}", style="yellow", highlight=False)
     split = open_data(
         config.data,
         config.split,

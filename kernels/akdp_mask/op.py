@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -191,7 +192,7 @@ def _mode(threshold: Threshold) -> tuple[int, float]:
             return ADAPTIVE, 0.0
         if threshold == "adaptive-nonzero":
             return ADAPTIVE_NONZERO, 0.0
-    elif isinstance(threshold, int | float) and 0 < threshold < 1:
+    elif isinstance(threshold, Real) and 0 < threshold < 1:
         return FACTOR, float(threshold)
     raise ValueError(f"threshold must be 'adaptive', 'adaptive-nonzero' or a factor between 0 and 1, got {threshold!r}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import overload
 
 import torch
@@ -78,7 +79,7 @@ def max_iou_assign(
         tensor([ 0, -1])
     """
     for name, value in (("positive", positive), ("negative", negative)):
-        if not isinstance(value, int | float):
+        if not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not isinstance(allow_low_quality, bool):
         raise TypeError(f"allow_low_quality must be a bool, got {type(allow_low_quality).__name__}")

@@ -2,8 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +27,6 @@ from zoominnet.engine.checkpoint import (
     save_checkpoint,
 )
 from zoominnet.engine.log import RunLog
-from zoominnet.engine.trainer import Phase
 from zoominnet.models import build_model
 
 
@@ -89,7 +88,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_shows(
     assert calls == [*files, ".writing-00000007", "rename .writing-00000007", tmp_path.name]
 
 
-def test_metrics_are_on_the_disk_before_a_checkpoint_that_counts_them(tmp_path: Path, model: torch.nn.Module) -> None:
+def test_the_writer_calls_before_each_checkpoint(tmp_path: Path, model: torch.nn.Module) -> None:
     seen: list[list[Path]] = []
     writer = CheckpointWriter(tmp_path, keep=1, before=lambda: seen.append(list_checkpoints(tmp_path)))
     info = ModelInfo.of(model, ("a", "b"), (1, 2), {}, None)
@@ -98,10 +97,20 @@ def test_metrics_are_on_the_disk_before_a_checkpoint_that_counts_them(tmp_path: 
         writer.wait()
     assert [[path.name for path in paths] for paths in seen] == [[], ["step-00000001"]]
 
-    log = RunLog(tmp_path / "log", print)
-    phase = SimpleNamespace(checkpoints=tmp_path, config=SimpleNamespace(keep_checkpoints=1))
-    assert Phase.make_writer(phase, log).before == log.sync  # type: ignore[arg-type]
-    log.close()
+
+def test_metrics_are_on_the_disk_before_a_checkpoint_that_counts_them(
+    tiny_train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    sync = RunLog.sync
+
+    def watched(self: RunLog) -> None:
+        seen.append([path.name for path in list_checkpoints(tmp_path / "run" / "student" / "checkpoints")])
+        sync(self)
+
+    monkeypatch.setattr(RunLog, "sync", watched)
+    assert tiny_train("--no-distill", "--max-steps", "2", "--checkpoint-every", "1") == 0
+    assert seen == [[], ["step-00000001"]]
 
 
 def test_pruning_keeps_no_checkpoint_that_is_cut_off(tmp_path: Path, model: torch.nn.Module) -> None:
@@ -172,6 +181,7 @@ def test_models_that_are_not_what_they_claim_are_refused(tmp_path: Path, model: 
         {"ap": "high"},
         {"ap": 1e999},
         {"config": "x"},
+        {"config": {"resize": "crop"}},
         {"name": ["x"]},
         {"backbone": 7},
     ],

@@ -18,7 +18,6 @@ _INT64_MAX = 2**63 - 1
 _NAMES_TRIED = 64
 _QUOTED_CHARACTERS = 120
 # COCO knows no region that holds for every class: such a region is written once a class, each copy with this key.
-_SIZE_KEYS = ("width", "height")
 _ANY_CLASS_KEY = "any_class"
 
 
@@ -54,12 +53,9 @@ def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: i
         if isinstance(header, ImageError):
             report.add(header.verdict, str(header))
             continue
-        own = (header.width, header.height)
-        size = tuple(
-            entry[key] if entry.get(key) is not None else side for key, side in zip(_SIZE_KEYS, own, strict=True)
-        )
-        if size != own:
-            found = f"{header.width}x{header.height} px, in {source.annotations.name} {size[0]}x{size[1]}"
+        width, height = entry.get("width"), entry.get("height")
+        if width not in (None, header.width) or height not in (None, header.height):
+            found = f"{header.width}x{header.height} px, in {source.annotations.name} {width}x{height}"
             report.add("image size differs from the json", f"{path}: {found}")
             continue
         note_orientation(path, header.orientation, report)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoominnet
+from zoominnet.data import ResizeMode
 from zoominnet.errors import EXIT_IO_ERROR, UserError
 from zoominnet.models import RetinaNet, build_model
 from zoominnet.models.weights import METADATA_KEY
@@ -84,7 +85,11 @@ class ModelInfo:
     la_predictor: str = "plain"  # that of files that do not say
 
     def check(self) -> None:
-        """Refuses, by a ValueError, what :func:`zoominnet.models.build_model` does not."""
+        """Refuses what :func:`zoominnet.models.build_model` would not.
+
+        Raises:
+            ValueError: a field has the wrong type or range.
+        """
         names, ids = self.class_names, self.category_ids
         if not (
             type(self.image_size) is int
@@ -93,9 +98,15 @@ class ModelInfo:
             and all(isinstance(name, str) for name in names)
             and all(type(each) is int for each in ids)
             and isinstance(self.config, dict)
+            and self.resize in get_args(ResizeMode)
             and is_ap(self.ap)
         ):
             raise ValueError("no description of a model")
+
+    @property
+    def resize(self) -> ResizeMode:
+        """How images became square when the model was trained."""
+        return self.config.get("resize", "squash")
 
     @classmethod
     def of(

@@ -372,10 +372,10 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
             f"{what}: its maps have {info.channels} channels, this run's {config.channels}; "
             f"give --channels {info.channels} or another teacher"
         )
-    if (resize := info.config.get("resize", "squash")) != config.resize:
+    if info.resize != config.resize:
         raise ConfigError(
-            f"{what}: trained with --resize {resize}, this run has {config.resize}; give --resize {resize} or another "
-            "teacher"
+            f"{what}: trained with --resize {info.resize}, this run has {config.resize}; give --resize {info.resize} or "
+            "another teacher"
         )
     check_same_classes(what, info.class_names, class_names, config.data)
 

@@ -316,10 +316,6 @@ class Phase:
             raise ValueError("losses are not all numbers from 0")
         self.losses.extend(state["losses"])
 
-    def make_writer(self, log: RunLog) -> CheckpointWriter:
-        """A checkpoint knows how much of the log there is, so that is on the disk first."""
-        return CheckpointWriter(self.checkpoints, self.config.keep_checkpoints, before=log.sync)
-
     def save(self, writer: CheckpointWriter, log: RunLog, ap: float | None) -> None:
         """Starts writing a checkpoint, on the first rank; `ap` is the validation's, None where nothing was measured."""
         if self.ranks.first:
@@ -358,7 +354,7 @@ class Phase:
         self.ranks.wait()
         self.module = self.ranks.wrap(self.module, deterministic=self.config.deterministic)
         log = RunLog(self.folder, self._warn, self.log_bytes, self.step) if self.ranks.first else NoLog()
-        writer = self.make_writer(log)
+        writer = CheckpointWriter(self.checkpoints, self.config.keep_checkpoints, before=log.sync)
         total = self.schedule.total_steps
         self.kernel_check = KernelCheck(self.name, min(self.config.verify_kernels, total - self.step), self.console)
         try:

@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 import zoominnet
 from zoominnet import errors, evaluate, train
 from zoominnet.data.__main__ import main as data_main
+from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import list_checkpoints, newest_checkpoint
 from zoominnet.engine.log import RunLog
 from zoominnet.engine.trainer import Phase, stop_signals
@@ -511,3 +512,20 @@ def test_signals_that_are_ignored_stay_so() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_torchrun_passes_on_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one within a second is the first one's echo; a later one acts at once."""
+    acted: list[int] = []
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    before = signal.signal(signal.SIGTERM, lambda number, _: acted.append(number))
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (received, acted) == ([signal.SIGTERM], [])
+            monkeypatch.setattr(trainer, "ECHO_SECONDS", 0.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (received, acted) == ([signal.SIGTERM], [signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGTERM, before)

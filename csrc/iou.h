@@ -45,8 +45,8 @@ ZOOMINNET_HOST_DEVICE Box<T> sanitize(const Box<T>& box) {
 }
 
 // How far cell `index` is from cell 0; an anchor's coordinate is this plus the base anchor's.
-template <class T>
-ZOOMINNET_HOST_DEVICE T cell_shift(int64_t index, double stride) {
+template <class T, class Index>
+ZOOMINNET_HOST_DEVICE T cell_shift(Index index, double stride) {
   return static_cast<T>(index) * static_cast<T>(stride);
 }
 

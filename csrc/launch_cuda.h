@@ -1,8 +1,8 @@
-// What every CUDA file needs: PyTorch's current stream, checked launches, sums over a block, loads of any dtype.
+// What every CUDA file needs: PyTorch's current stream, checked launches, sums over a warp and a block.
 //
-// Kernels run in blocks of kThreads threads, in one dimension. A block takes one task after the other, `blockIdx.x`
-// first and `gridDim.x` further each time, so any number of blocks is right. Whatever a block needs to enter a loop with
-// __syncthreads() is the same for all its threads.
+// Kernels run in blocks of kThreads threads, in one dimension. A block, or a warp, takes one task after the other, so any
+// number of blocks is right. Whatever a block needs to enter a loop with __syncthreads() is the same for all its threads,
+// and whatever a warp needs to enter one with a shuffle for all its lanes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,6 +16,7 @@
 namespace zoominnet {
 
 constexpr int kThreads = 128, kWarpSize = 32, kWarps = kThreads / kWarpSize;
+constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxBlocks = int64_t{1} << 30;
 
 inline void check_on_cuda(const char* name, const Tensor& x) {
@@ -101,14 +102,35 @@ struct Greater {
   }
 };
 
+struct Smaller {
+  template <class T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
+
+// The first task of a warp, and how far each of its next ones is.
+__device__ __forceinline__ int64_t first_task_of_warp() { return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize; }
+__device__ __forceinline__ int64_t tasks_of_warps() { return int64_t{gridDim.x} * kWarps; }
+
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x % kWarpSize); }
+
+// All lanes' values combined, in an order that never varies; the result is for every lane. All lanes of the warp must
+// call it.
+template <class T, class Combine>
+__device__ __forceinline__ T warp_reduce(T value, Combine combine) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, lanes));
+  }
+  return value;
+}
+
 // All threads' values combined, in an order that never varies; the result is for every thread. All threads of the block
 // must call it.
 template <class T, class Combine>
 __device__ T block_reduce(T value, Combine combine) {
   __shared__ T of_warp[kWarps];
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    value = combine(value, __shfl_down_sync(0xffffffffu, value, offset));
-  }
+  value = warp_reduce(value, combine);
   if (threadIdx.x % kWarpSize == 0) {
     of_warp[threadIdx.x / kWarpSize] = value;
   }
@@ -130,18 +152,18 @@ __device__ __forceinline__ To convert(T value) {
   }
 }
 
-// The value at `index` of an array of any floating-point dtype.
-template <class T>
-__device__ __forceinline__ T load_as(const void* data, int64_t index, ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return convert<T>(static_cast<const double*>(data)[index]);
-    case ScalarType::Half:
-      return convert<T>(static_cast<const Half*>(data)[index]);
-    case ScalarType::BFloat16:
-      return convert<T>(static_cast<const BFloat16*>(data)[index]);
-    default:
-      return convert<T>(static_cast<const float*>(data)[index]);
+// How many blocks are enough for `clear`.
+inline int64_t blocks_to_clear(int64_t count) { return divide_up(count, 64 * kThreads); }
+
+// Sets `count` bytes, of which the first is aligned to 16, to zero. All threads of the grid must call it.
+__device__ __forceinline__ void clear(uint8_t* data, int64_t count) {
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x, threads = int64_t{gridDim.x} * kThreads;
+  const int64_t words = count / 16;
+  for (int64_t n = thread; n < words; n += threads) {
+    __stwb(reinterpret_cast<uint4*>(data) + n, uint4{});
+  }
+  for (int64_t n = 16 * words + thread; n < count; n += threads) {
+    data[n] = 0;
   }
 }
 

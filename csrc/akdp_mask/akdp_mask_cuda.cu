@@ -5,21 +5,42 @@
 #include "../boxes_cuda.h"
 #include "akdp_mask.h"
 
-// Three steps: the sums of the pairs of each box, in parts; from them the lambda of each image and level; the mask.
+// Three steps: the sums of the pairs, in parts; from them the lambda of each image and level; the mask.
 namespace zoominnet {
 namespace {
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;  // mask, lambda, greatest IoU of each box
 
-// Of some pairs of one box that overlap.
-struct VisitedSums {
+// Of some pairs that overlap.
+struct PartSums {
   double overlapping, sum, sum_of_squares, max_iou;
+};
 
-  __device__ __forceinline__ void add(double iou) {
+// The same, of the pairs that a lane visits.
+template <class T>
+struct VisitedSums {
+  int64_t overlapping;
+  double sum, sum_of_squares;
+  T max_iou;
+
+  __device__ __forceinline__ void add(T iou) {
+    const double wide = static_cast<double>(iou);
     overlapping += iou > 0;
-    sum += iou;
-    sum_of_squares += iou * iou;
+    sum += wide;
+    sum_of_squares = fma(wide, wide, sum_of_squares);
     max_iou = iou > max_iou ? iou : max_iou;
+  }
+
+  // All lanes of the warp must call it.
+  __device__ __forceinline__ void write(PartSums* to) const {
+    PartSums total{};
+    if (__ballot_sync(kAllLanes, overlapping > 0) != 0) {
+      total = {warp_reduce(static_cast<double>(overlapping), Add{}), warp_reduce(sum, Add{}),
+               warp_reduce(sum_of_squares, Add{}), static_cast<double>(warp_reduce(max_iou, Greater{}))};
+    }
+    if (lane_of_thread() == 0) {
+      *to = total;
+    }
   }
 };
 
@@ -40,20 +61,18 @@ struct Options {
   bool all_levels;
 };
 
+// Also sets `mask_size` bytes of the mask to zero.
 template <class T>
 __global__ __launch_bounds__(kThreads) void sum_grids_kernel(const __grid_constant__ Grids grids, BoxArray boxes,
-                                                             int64_t tasks, VisitedSums* sums) {
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+                                                             int64_t tasks, PartSums* sums, uint8_t* mask,
+                                                             int64_t mask_size) {
+  clear(mask, mask_size);
+  for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
     const BoxTile at = find_tile(grids, task);
-    const Box<T> box = sanitize(boxes.load<T>(at.box));
-    VisitedSums mine{};
-    visit_tile(grids.levels[at.level], box, at.tile, at.tiles,
-               [&](int, int, int64_t, T iou) { mine.add(static_cast<double>(iou)); });
-    const VisitedSums total{block_reduce(mine.overlapping, Add{}), block_reduce(mine.sum, Add{}),
-                               block_reduce(mine.sum_of_squares, Add{}), block_reduce(mine.max_iou, Greater{})};
-    if (threadIdx.x == 0) {
-      sums[task] = total;
-    }
+    VisitedSums<T> mine{};
+    visit_tile(grids.levels[at.level], sanitize(boxes.load<T>(at.box)), at.tile, at.tiles,
+               [&](int, int, int64_t, T iou) { mine.add(iou); });
+    mine.write(sums + task);
   }
 }
 
@@ -61,7 +80,7 @@ __global__ __launch_bounds__(kThreads) void sum_grids_kernel(const __grid_consta
 template <class T>
 __global__ __launch_bounds__(kThreads) void lambda_kernel(const __grid_constant__ Images images,
                                                           const __grid_constant__ PartsOfLevels levels,
-                                                          const VisitedSums* sums, Options options, int64_t B,
+                                                          const PartSums* sums, Options options, int64_t B,
                                                           double* lambda, T* max_iou) {
   for (int task = static_cast<int>(blockIdx.x); task < levels.L * images.count; task += gridDim.x) {
     const int level = task / images.count, image = task % images.count;
@@ -71,7 +90,7 @@ __global__ __launch_bounds__(kThreads) void lambda_kernel(const __grid_constant_
     for (int64_t g = begin + threadIdx.x; g < end; g += kThreads) {
       double best = 0;
       for (int64_t part = levels.first[first_level]; part < levels.first[end_level]; ++part) {
-        const VisitedSums of_part = sums[g * levels.parts + part];
+        const PartSums of_part = sums[g * levels.parts + part];
         overlapping += of_part.overlapping;
         sum += of_part.sum;
         sum_of_squares += of_part.sum_of_squares;
@@ -96,7 +115,7 @@ __global__ __launch_bounds__(kThreads) void select_grids_kernel(const __grid_con
                                                                 const T* max_iou, uint8_t* mask) {
   const int64_t first_box = images.first_box[0];
   const int64_t tasks = (images.first_box[images.count] - first_box) * grids.tiles;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+  for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
     BoxTile at = find_tile(grids, task);
     at.box += first_box;
     const T best = max_iou[at.level * G + at.box];
@@ -115,80 +134,76 @@ __global__ __launch_bounds__(kThreads) void select_grids_kernel(const __grid_con
   }
 }
 
-// A task: kThreads boxes, of any images, and one part of the anchors.
+// Raises each box's greatest IoU as well, and sets `mask_size` bytes of the mask to zero. A warp's task: one image and
+// every `parts`-th run of 32 anchors.
 template <class T>
-__global__ __launch_bounds__(kThreads) void sum_dense_kernel(DenseAnchors anchors, BoxArray boxes, int64_t G,
-                                                             int64_t parts, VisitedSums* sums) {
-  __shared__ Box<T> shared[kThreads];
-  const int64_t tasks = (G + kThreads - 1) / kThreads * parts;
-  const int64_t anchors_of_part = (anchors.count() + parts - 1) / parts;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+__global__ __launch_bounds__(kThreads) void sum_dense_kernel(DenseAnchors anchors,
+                                                             const __grid_constant__ Images images, BoxArray boxes,
+                                                             int64_t parts, PartSums* sums, T* max_iou, uint8_t* mask,
+                                                             int64_t mask_size) {
+  clear(mask, mask_size);
+  const int64_t tasks = parts * images.count;
+  for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
     const Division at = divide(task, parts);
-    const int64_t g = at.quotient * kThreads + threadIdx.x;
-    const Box<T> box = g < G ? sanitize(boxes.load<T>(g)) : Box<T>{};
-    const int64_t begin = at.remainder * anchors_of_part;
-    const int64_t end = begin + anchors_of_part < anchors.count() ? begin + anchors_of_part : anchors.count();
-    VisitedSums mine{};
-    for (int64_t first = begin; first < end; first += kThreads) {
-      const int n = static_cast<int>(end - first < kThreads ? end - first : kThreads);
-      __syncthreads();  // nobody reads the last anchors any more
-      if (static_cast<int>(threadIdx.x) < n) {
-        shared[threadIdx.x] = anchors.load<T>(first + threadIdx.x);
-      }
-      __syncthreads();
-      for (int a = 0; a < n; ++a) {
-        const T iou = iou_of(shared[a], box);
-        if (iou > 0) {
-          mine.add(static_cast<double>(iou));
-        }
-      }
+    const int image = static_cast<int>(at.quotient);
+    VisitedSums<T> mine{};
+    for (int64_t run = at.remainder; run < anchors.runs(); run += parts) {
+      visit_boxes(boxes, images.first_box[image], images.first_box[image + 1], anchors.load<T>(run),
+                  [&](int64_t g, T iou) {
+                    raise_to_greatest(max_iou + g, iou);
+                    mine.add(iou);
+                  });
     }
-    if (g < G) {
-      sums[g * parts + at.remainder] = mine;
+    mine.write(sums + task);
+  }
+}
+
+// A block's task: one image.
+__global__ __launch_bounds__(kThreads) void lambda_dense_kernel(const __grid_constant__ Images images, double anchors,
+                                                                const PartSums* sums, int64_t parts, Options options,
+                                                                double* lambda) {
+  for (int image = static_cast<int>(blockIdx.x); image < images.count; image += gridDim.x) {
+    double overlapping = 0, sum = 0, sum_of_squares = 0;
+    for (int64_t part = threadIdx.x; part < parts; part += kThreads) {
+      const PartSums of_part = sums[image * parts + part];
+      overlapping += of_part.overlapping;
+      sum += of_part.sum;
+      sum_of_squares += of_part.sum_of_squares;
+    }
+    const double pairs = anchors * static_cast<double>(images.first_box[image + 1] - images.first_box[image]);
+    const PairSums total{pairs, block_reduce(overlapping, Add{}), block_reduce(sum, Add{}),
+                         block_reduce(sum_of_squares, Add{})};
+    if (threadIdx.x == 0) {
+      lambda[images.first + image] = akdp_lambda(total, options.mode, options.factor);
     }
   }
 }
 
-// A task: kThreads anchors and one image.
+// A warp's task: one image and 32 anchors.
 template <class T>
 __global__ __launch_bounds__(kThreads) void select_dense_kernel(DenseAnchors anchors,
                                                                 const __grid_constant__ Images images, BoxArray boxes,
                                                                 const double* lambda, const T* max_iou, uint8_t* mask) {
-  __shared__ Box<T> shared[kThreads];
-  __shared__ T thresholds[kThreads];
-  const int64_t runs = (anchors.count() + kThreads - 1) / kThreads, tasks = runs * images.count;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Division at = divide(task, runs);
+  const int64_t tasks = anchors.runs() * images.count;
+  for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
+    const Division at = divide(task, anchors.runs());
     const int image = static_cast<int>(at.quotient);
-    const int64_t b = images.first + image, a = at.remainder * kThreads + threadIdx.x;
-    const Box<T> anchor = a < anchors.count() ? anchors.load<T>(a) : Box<T>{};
-    const int64_t end = images.first_box[image + 1];
+    const int64_t b = images.first + image;
     bool selected = false;
-    for (int64_t first = images.first_box[image]; first < end; first += kThreads) {
-      const int n = static_cast<int>(end - first < kThreads ? end - first : kThreads);
-      __syncthreads();  // nobody reads the last boxes any more
-      if (static_cast<int>(threadIdx.x) < n) {
-        const int64_t g = first + threadIdx.x;
-        shared[threadIdx.x] = sanitize(boxes.load<T>(g));
-        thresholds[threadIdx.x] = akdp_threshold(lambda[b], max_iou[g]);
-      }
-      __syncthreads();
-      for (int g = 0; g < n && !selected; ++g) {
-        selected = iou_of(anchor, shared[g]) > thresholds[g];
-      }
-    }
+    visit_boxes(boxes, images.first_box[image], images.first_box[image + 1], anchors.load<T>(at.remainder),
+                [&](int64_t g, T iou) { selected = selected || iou > akdp_threshold(lambda[b], max_iou[g]); });
     if (selected) {
+      const int64_t a = at.remainder * kWarpSize + lane_of_thread();
       mask[b * anchors.cells + divide(a, anchors.K).quotient] = 1;  // by any number of threads
     }
   }
 }
 
-// Outputs of which the mask is zero and the others are not written yet.
+// Outputs that are not written yet.
 template <class T>
-Outputs new_outputs(const Stream& stream, const Tensor& boxes, int64_t B, int64_t L, int64_t cells) {
-  const Tensor mask = torch::stable::new_empty(boxes, {checked_product(B, cells)}, ScalarType::Bool);
-  stream.fill(mask.mutable_data_ptr(), 0, B * cells);
-  return {mask, torch::stable::new_empty(boxes, {L, B}, ScalarType::Double),
+Outputs new_outputs(const Tensor& boxes, int64_t B, int64_t L, int64_t cells) {
+  return {torch::stable::new_empty(boxes, {checked_product(B, cells)}, ScalarType::Bool),
+          torch::stable::new_empty(boxes, {L, B}, ScalarType::Double),
           torch::stable::new_empty(boxes, {L, boxes.size(0)},
                                    std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float)};
 }
@@ -198,7 +213,7 @@ Outputs akdp_mask_of_grids(const Tensor& boxes, const std::vector<int64_t>& coun
                            const Options& options) {
   const Stream stream(boxes);
   const int64_t B = static_cast<int64_t>(counts.size()), G = boxes.size(0), tasks = checked_product(G, grids.tiles);
-  const Outputs outputs = new_outputs<T>(stream, boxes, B, grids.L, grids.cells);
+  const Outputs outputs = new_outputs<T>(boxes, B, grids.L, grids.cells);
   uint8_t* const mask = data_of<uint8_t>(std::get<0>(outputs));
   double* const lambda = data_of<double>(std::get<1>(outputs));
   T* const max_iou = data_of<T>(std::get<2>(outputs));
@@ -209,14 +224,16 @@ Outputs akdp_mask_of_grids(const Tensor& boxes, const std::vector<int64_t>& coun
   }
   levels.first[grids.L] = grids.tiles;
 
-  const Tensor scratch = new_scratch<VisitedSums>(boxes, tasks);
-  auto* const sums = data_of<VisitedSums>(scratch);
+  const Tensor scratch = new_scratch<PartSums>(boxes, tasks);
+  auto* const sums = data_of<PartSums>(scratch);
   const BoxArray array = read_box_array("boxes", boxes);
-  stream.launch(sum_grids_kernel<T>, tasks, grids, array, tasks, sums);
+  const int64_t mask_size = B * grids.cells, blocks = std::max(divide_up(tasks, kWarps), blocks_to_clear(mask_size));
+  stream.launch(sum_grids_kernel<T>, blocks, grids, array, tasks, sums, mask, mask_size);
   for (const Images& images : split_images(counts)) {
     stream.launch(lambda_kernel<T>, grids.L * images.count, images, levels, sums, options, B, lambda, max_iou);
-    const int64_t of_images = images.first_box[images.count] - images.first_box[0];
-    stream.launch(select_grids_kernel<T>, of_images * grids.tiles, grids, images, array, G, B, lambda, max_iou, mask);
+    const int64_t tasks_of_images = (images.first_box[images.count] - images.first_box[0]) * grids.tiles;
+    stream.launch(select_grids_kernel<T>, divide_up(tasks_of_images, kWarps), grids, images, array, G, B, lambda,
+                  max_iou, mask);
   }
   return outputs;
 }
@@ -226,22 +243,25 @@ Outputs akdp_mask_of_tensor(const Tensor& boxes, const std::vector<int64_t>& cou
                             const Options& options) {
   const Stream stream(boxes);
   const int64_t B = static_cast<int64_t>(counts.size()), G = boxes.size(0);
-  const Outputs outputs = new_outputs<T>(stream, boxes, B, 1, anchors.cells);
+  const Outputs outputs = new_outputs<T>(boxes, B, 1, anchors.cells);
   uint8_t* const mask = data_of<uint8_t>(std::get<0>(outputs));
   double* const lambda = data_of<double>(std::get<1>(outputs));
   T* const max_iou = data_of<T>(std::get<2>(outputs));
+  stream.fill(max_iou, 0, G * static_cast<int64_t>(sizeof(T)));
 
-  // So many parts that there are about 4,096 blocks, if the anchors are enough for that.
-  const int64_t groups = divide_up(G, kThreads), most = std::max<int64_t>(divide_up(anchors.count(), 4 * kThreads), 1);
-  const int64_t parts = std::clamp<int64_t>(4096 / std::max<int64_t>(groups, 1), 1, most);
-  const PartsOfLevels levels{1, parts, G, {0, parts}, {static_cast<double>(anchors.count())}};
-  const Tensor scratch = new_scratch<VisitedSums>(boxes, checked_product(G, parts));
-  auto* const sums = data_of<VisitedSums>(scratch);
+  // So few runs for a warp that an image alone can fill a GPU, but enough to be worth the sums.
+  const int64_t parts = std::clamp<int64_t>(divide_up(anchors.runs(), 4), 1, 1024);
+  const Tensor scratch = new_scratch<PartSums>(boxes, checked_product(B, parts));
   const BoxArray array = read_box_array("boxes", boxes);
-  stream.launch(sum_dense_kernel<T>, groups * parts, anchors, array, G, parts, sums);
   for (const Images& images : split_images(counts)) {
-    stream.launch(lambda_kernel<T>, images.count, images, levels, sums, options, B, lambda, max_iou);
-    stream.launch(select_dense_kernel<T>, divide_up(anchors.count(), kThreads) * images.count, anchors, images, array,
+    PartSums* const sums = data_of<PartSums>(scratch) + images.first * parts;
+    uint8_t* const of_images = mask + images.first * anchors.cells;  // a multiple of kMaxImages
+    const int64_t mask_size = images.count * anchors.cells;
+    const int64_t blocks = std::max(divide_up(images.count * parts, kWarps), blocks_to_clear(mask_size));
+    stream.launch(sum_dense_kernel<T>, blocks, anchors, images, array, parts, sums, max_iou, of_images, mask_size);
+    stream.launch(lambda_dense_kernel, images.count, images, static_cast<double>(anchors.count()), sums, parts, options,
+                  lambda);
+    stream.launch(select_dense_kernel<T>, divide_up(anchors.runs() * images.count, kWarps), anchors, images, array,
                   lambda, max_iou, mask);
   }
   return outputs;

@@ -43,7 +43,7 @@ struct Problem {
 
 static_assert(sizeof(Problem<double>) <= 4096, "arguments of a kernel");
 
-// What is known of a block's task.
+// What is known of a warp's task.
 template <class T>
 struct Task {
   BoxTile at;
@@ -71,7 +71,7 @@ struct Task {
 // Each anchor's best match, and each tile's greatest IoU.
 template <class T>
 __global__ __launch_bounds__(kThreads) void match_kernel(const __grid_constant__ Problem<T> problem) {
-  for (int64_t n = blockIdx.x; n < problem.tasks(); n += gridDim.x) {
+  for (int64_t n = first_task_of_warp(); n < problem.tasks(); n += tasks_of_warps()) {
     const Task<T> task(problem, n);
     T best{};
     task.visit(problem, [&](int64_t anchor, T iou) {
@@ -81,8 +81,8 @@ __global__ __launch_bounds__(kThreads) void match_kernel(const __grid_constant__
         atomicMin(problem.keys + anchor, inverted_bits(iou) | box);
       }
     });
-    best = block_reduce(best, Greater{});
-    if (threadIdx.x == 0) {
+    best = warp_reduce(best, Greater{});
+    if (lane_of_thread() == 0) {
       problem.max_iou[task.at.box * problem.grids.tiles + n % problem.grids.tiles] = best;
     }
   }
@@ -91,7 +91,7 @@ __global__ __launch_bounds__(kThreads) void match_kernel(const __grid_constant__
 // For float64, the first box of each anchor's best IoU.
 template <class T>
 __global__ __launch_bounds__(kThreads) void first_box_kernel(const __grid_constant__ Problem<T> problem) {
-  for (int64_t n = blockIdx.x; n < problem.tasks(); n += gridDim.x) {
+  for (int64_t n = first_task_of_warp(); n < problem.tasks(); n += tasks_of_warps()) {
     const Task<T> task(problem, n);
     task.visit(problem, [&](int64_t anchor, T iou) {
       if (iou > 0 && problem.keys[anchor] == inverted_bits(iou)) {
@@ -104,7 +104,7 @@ __global__ __launch_bounds__(kThreads) void first_box_kernel(const __grid_consta
 // Marks the anchors that reach the greatest IoU of a box.
 template <class T>
 __global__ __launch_bounds__(kThreads) void keep_kernel(const __grid_constant__ Problem<T> problem) {
-  for (int64_t n = blockIdx.x; n < problem.tasks(); n += gridDim.x) {
+  for (int64_t n = first_task_of_warp(); n < problem.tasks(); n += tasks_of_warps()) {
     const Task<T> task(problem, n);
     const T* const of_tiles = problem.max_iou + task.at.box * problem.grids.tiles;
     T best{};
@@ -169,96 +169,55 @@ Tensor max_iou_assign_of_grids(const Tensor& boxes, const std::vector<int64_t>& 
                              data_of<Key>(first_boxes),
                              data_of<T>(max_iou)};
     const int64_t tasks = (images.first_box[images.count] - images.first_box[0]) * grids.tiles;
-    stream.launch(match_kernel<T>, tasks, problem);
+    const int64_t blocks = divide_up(tasks, kWarps);
+    stream.launch(match_kernel<T>, blocks, problem);
     if constexpr (std::is_same_v<T, double>) {
-      stream.launch(first_box_kernel<T>, tasks, problem);
+      stream.launch(first_box_kernel<T>, blocks, problem);
     }
     if (thresholds.allow_low_quality) {
-      stream.launch(keep_kernel<T>, tasks, problem);
+      stream.launch(keep_kernel<T>, blocks, problem);
     }
     stream.launch(resolve_kernel<T>, divide_up(grids.anchors, 8 * kThreads) * images.count, problem);
   }
   return assigned;
 }
 
-// The bits of IoUs, which are not negative, are ordered as they are.
-__device__ __forceinline__ void atomic_max(float* to, float value) {
-  atomicMax(reinterpret_cast<int*>(to), __float_as_int(value));
-}
-__device__ __forceinline__ void atomic_max(double* to, double value) {
-  atomicMax(reinterpret_cast<long long*>(to), __double_as_longlong(value));
-}
-
-// Raises each box's greatest IoU. A task: kThreads boxes, of any images, and one part of the anchors.
+// Raises each box's greatest IoU. A warp's task: one image and 32 anchors.
 template <class T>
-__global__ __launch_bounds__(kThreads) void max_dense_kernel(DenseAnchors anchors, BoxArray boxes, int64_t G,
-                                                             int64_t parts, T* max_iou) {
-  __shared__ Box<T> shared[kThreads];
-  const int64_t tasks = (G + kThreads - 1) / kThreads * parts;
-  const int64_t anchors_of_part = (anchors.count() + parts - 1) / parts;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Division at = divide(task, parts);
-    const int64_t g = at.quotient * kThreads + threadIdx.x;
-    const Box<T> box = g < G ? sanitize(boxes.load<T>(g)) : Box<T>{};
-    const int64_t begin = at.remainder * anchors_of_part;
-    const int64_t end = begin + anchors_of_part < anchors.count() ? begin + anchors_of_part : anchors.count();
-    T best{};
-    for (int64_t first = begin; first < end; first += kThreads) {
-      const int n = static_cast<int>(end - first < kThreads ? end - first : kThreads);
-      __syncthreads();  // nobody reads the last anchors any more
-      if (static_cast<int>(threadIdx.x) < n) {
-        shared[threadIdx.x] = anchors.load<T>(first + threadIdx.x);
-      }
-      __syncthreads();
-      for (int a = 0; a < n; ++a) {
-        const T iou = iou_of(shared[a], box);
-        best = iou > best ? iou : best;
-      }
-    }
-    if (g < G && best > 0) {
-      atomic_max(max_iou + g, best);
-    }
+__global__ __launch_bounds__(kThreads) void max_dense_kernel(DenseAnchors anchors,
+                                                             const __grid_constant__ Images images, BoxArray boxes,
+                                                             T* max_iou) {
+  const int64_t tasks = anchors.runs() * images.count;
+  for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
+    const Division at = divide(task, anchors.runs());
+    const int image = static_cast<int>(at.quotient);
+    visit_boxes(boxes, images.first_box[image], images.first_box[image + 1], anchors.load<T>(at.remainder),
+                [&](int64_t g, T iou) { raise_to_greatest(max_iou + g, iou); });
   }
 }
 
-// A task: kThreads anchors and one image.
+// A warp's task: one image and 32 anchors.
 template <class T>
 __global__ __launch_bounds__(kThreads) void assign_dense_kernel(DenseAnchors anchors,
                                                                 const __grid_constant__ Images images, BoxArray boxes,
                                                                 Thresholds<T> thresholds, const T* max_iou,
                                                                 int64_t* assigned) {
-  __shared__ Box<T> shared[kThreads];
-  __shared__ T best_of_box[kThreads];
-  const int64_t A = anchors.count(), runs = (A + kThreads - 1) / kThreads, tasks = runs * images.count;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Division at = divide(task, runs);
+  const int64_t A = anchors.count(), tasks = anchors.runs() * images.count;
+  for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
+    const Division at = divide(task, anchors.runs());
     const int image = static_cast<int>(at.quotient);
-    const int64_t a = at.remainder * kThreads + threadIdx.x;
-    const Box<T> anchor = a < A ? anchors.load<T>(a) : Box<T>{};
     const int64_t begin = images.first_box[image], end = images.first_box[image + 1];
     T best{};
     int64_t box = 0;
     bool kept = false;
-    for (int64_t first = begin; first < end; first += kThreads) {
-      const int n = static_cast<int>(end - first < kThreads ? end - first : kThreads);
-      __syncthreads();  // nobody reads the last boxes any more
-      if (static_cast<int>(threadIdx.x) < n) {
-        const int64_t g = first + threadIdx.x;
-        shared[threadIdx.x] = sanitize(boxes.load<T>(g));
-        best_of_box[threadIdx.x] = thresholds.allow_low_quality ? max_iou[g] : T{};
+    visit_boxes(boxes, begin, end, anchors.load<T>(at.remainder), [&](int64_t g, T iou) {
+      kept = kept || (thresholds.allow_low_quality && iou > 0 && iou == max_iou[g]);
+      if (iou > best) {
+        best = iou;
+        box = g - begin;
       }
-      __syncthreads();
-      for (int g = 0; g < n; ++g) {
-        const T iou = iou_of(anchor, shared[g]);
-        if (iou > 0) {
-          kept = kept || iou == best_of_box[g];
-          if (iou > best) {
-            best = iou;
-            box = first + g - begin;
-          }
-        }
-      }
-    }
+    });
+    const int64_t a = at.remainder * kWarpSize + lane_of_thread();
     if (a < A) {
       assigned[(images.first + image) * A + a] = begin == end ? kBelow : kept ? box : thresholds.decide(best, box);
     }
@@ -269,20 +228,21 @@ template <class T>
 Tensor max_iou_assign_of_tensor(const Tensor& boxes, const std::vector<int64_t>& counts, const DenseAnchors& anchors,
                                 const Thresholds<T>& thresholds) {
   const Stream stream(boxes);
-  const int64_t B = static_cast<int64_t>(counts.size()), G = boxes.size(0), A = anchors.count();
+  const int64_t B = static_cast<int64_t>(counts.size()), A = anchors.count();
   checked_product(B, A);
   const Tensor assigned = torch::stable::new_empty(boxes, {B, A}, ScalarType::Long);
-  const Tensor max_iou = new_scratch<T>(boxes, G);
+  const Tensor max_iou = new_scratch<T>(boxes, boxes.size(0));
   const BoxArray array = read_box_array("boxes", boxes);
   if (thresholds.allow_low_quality) {
     stream.fill(max_iou.mutable_data_ptr(), 0, max_iou.numel());
-    const int64_t groups = divide_up(G, kThreads), most = std::max<int64_t>(divide_up(A, 4 * kThreads), 1);
-    const int64_t parts = std::clamp<int64_t>(4096 / std::max<int64_t>(groups, 1), 1, most);
-    stream.launch(max_dense_kernel<T>, groups * parts, anchors, array, G, parts, data_of<T>(max_iou));
   }
   for (const Images& images : split_images(counts)) {
-    stream.launch(assign_dense_kernel<T>, divide_up(A, kThreads) * images.count, anchors, images, array, thresholds,
-                  data_of<T>(max_iou), data_of<int64_t>(assigned));
+    const int64_t blocks = divide_up(anchors.runs() * images.count, kWarps);
+    if (thresholds.allow_low_quality) {
+      stream.launch(max_dense_kernel<T>, blocks, anchors, images, array, data_of<T>(max_iou));
+    }
+    stream.launch(assign_dense_kernel<T>, blocks, anchors, images, array, thresholds, data_of<T>(max_iou),
+                  data_of<int64_t>(assigned));
   }
   return assigned;
 }

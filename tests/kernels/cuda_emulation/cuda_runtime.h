@@ -1,7 +1,7 @@
 // Stands in for the CUDA runtime's header so that a C++ compiler turns the CUDA files of csrc/ into code for the CPU,
 // registered for CPU tensors. Each CUDA thread is a coroutine; the threads of a block take turns, in one order and in
-// the other by turns, a turn ends at a barrier or a shuffle, and blocks run one after the other. A barrier that not all
-// threads of a block reach ends the process. Only what csrc/ uses is here.
+// the other by turns, and blocks run one after the other. A turn ends at a barrier, where a thread waits for its block,
+// or at a shuffle, where it waits for its warp. If they do not all come, the process ends. Only what csrc/ uses is here.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -80,7 +80,6 @@ struct Thread {
 inline std::vector<Thread> threads;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
-inline unsigned char slots[1024][8];
 
 inline void end_turn(Turn turn) {
   Thread& thread = threads[threadIdx.x];
@@ -93,6 +92,19 @@ inline void run_thread() {
   end_turn(Turn::kDone);
 }
 
+// Whether `count` threads from `first` on are all at `turn`; if so, each gets another.
+inline bool release(size_t first, size_t count, Turn turn) {
+  for (size_t t = first; t < first + count; ++t) {
+    if (threads[t].turn != turn) {
+      return false;
+    }
+  }
+  for (size_t t = first; t < first + count && turn != Turn::kDone; ++t) {
+    threads[t].turn = Turn::kRunning;
+  }
+  return true;
+}
+
 inline void run_block() {
   for (Thread& thread : threads) {
     getcontext(&thread.context);
@@ -102,21 +114,36 @@ inline void run_block() {
     makecontext(&thread.context, run_thread, 0);
     thread.turn = Turn::kRunning;
   }
-  bool backwards = false;
-  do {
+  for (bool backwards = false; !release(0, threads.size(), Turn::kDone); backwards = !backwards) {
     for (size_t n = 0; n < threads.size(); ++n) {
       const size_t t = backwards ? threads.size() - 1 - n : n;
-      threadIdx.x = static_cast<unsigned>(t);
-      swapcontext(&scheduler, &threads[t].context);
-    }
-    backwards = !backwards;
-    for (const Thread& thread : threads) {
-      if (thread.turn != threads[0].turn) {
-        std::fprintf(stderr, "threads of a block are at different barriers\n");
-        std::abort();
+      if (threads[t].turn == Turn::kRunning) {
+        threadIdx.x = static_cast<unsigned>(t);
+        swapcontext(&scheduler, &threads[t].context);
       }
     }
-  } while (threads[0].turn != Turn::kDone);
+    bool any = release(0, threads.size(), Turn::kBarrier) || release(0, threads.size(), Turn::kDone);
+    for (size_t t = 0; t < threads.size(); t += 32) {
+      any = release(t, 32, Turn::kShuffle) || any;
+    }
+    if (!any) {
+      std::fprintf(stderr, "threads of a block wait for each other at different places\n");
+      std::abort();
+    }
+  }
+}
+
+// The values of the threads of a warp. They stay for one turn more, in which some threads may be at their next exchange.
+template <class T>
+const T* exchange(T value) {
+  static T slots[2][1024];
+  static bool odd[1024];
+  const unsigned thread = threadIdx.x;
+  T* const now = slots[odd[thread]];
+  odd[thread] = !odd[thread];
+  now[thread] = value;
+  end_turn(Turn::kShuffle);
+  return now + thread / 32 * 32;
 }
 
 }  // namespace emulation
@@ -124,13 +151,22 @@ inline void run_block() {
 inline void __syncthreads() { emulation::end_turn(emulation::Turn::kBarrier); }
 
 template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned offset) {
-  const unsigned thread = threadIdx.x, from = thread % 32 + offset < 32 ? thread + offset : thread;
-  std::memcpy(emulation::slots[thread], &value, sizeof(T));
-  emulation::end_turn(emulation::Turn::kShuffle);
-  std::memcpy(&value, emulation::slots[from], sizeof(T));
-  emulation::end_turn(emulation::Turn::kShuffle);
-  return value;
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulation::exchange(value)[lane];
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+  return emulation::exchange(value)[threadIdx.x % 32 ^ static_cast<unsigned>(lanes)];
+}
+
+inline unsigned __ballot_sync(unsigned, bool value) {
+  const bool* const values = emulation::exchange(value);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    bits |= static_cast<unsigned>(values[lane]) << lane;
+  }
+  return bits;
 }
 
 template <class T>
@@ -166,6 +202,7 @@ inline float __int_as_float(int value) { return same_bits<float>(value); }
 inline long long __double_as_longlong(double value) { return same_bits<long long>(value); }
 inline double __longlong_as_double(long long value) { return same_bits<double>(value); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline int __ffs(int value) { return __builtin_ffs(value); }
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

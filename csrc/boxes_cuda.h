@@ -17,6 +17,8 @@ constexpr int64_t kMaxCells = int64_t{1} << 30;
 
 template <class T>
 constexpr double kEpsilon = std::numeric_limits<T>::epsilon();
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 template <class T, class From>
 __device__ __forceinline__ Box<T> load_box_of(const void* data, int64_t at, int64_t step) {
@@ -309,8 +311,7 @@ __device__ __forceinline__ T iou_of(const Box<T>& anchor, const Box<T>& box) {
 template <class T, class Visit>
 __device__ __forceinline__ void visit_boxes(const BoxArray& boxes, int64_t first, int64_t end, const Box<T>& anchor,
                                             const Visit& visit) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  const Box<T> nowhere{kInfinity, kInfinity, -kInfinity, -kInfinity};
+  const Box<T> nowhere{kInfinity<T>, kInfinity<T>, -kInfinity<T>, -kInfinity<T>};
   const Box<T> hull = hull_of_warp(area(anchor) > 0 ? anchor : nowhere);
   for (int64_t start = first; start < end; start += kWarpSize) {
     const int64_t own = start + lane_of_thread();

@@ -68,9 +68,9 @@ struct Level {
   int height, width;
   double stride_y, stride_x;    // px
   double inverse_y, inverse_x;  // 1 / stride, NaN where that is beyond the range of float64
-  int64_t first_cell;         // among the cells of all levels
-  int64_t first_anchor;       // among A
-  int first_tile;             // among the tiles of a box
+  int64_t first_cell;           // among the cells of all levels
+  int64_t first_anchor;         // among A
+  int first_tile;               // among the tiles of a box
 
   __device__ __forceinline__ int64_t cells() const { return static_cast<int64_t>(height) * width; }
 };

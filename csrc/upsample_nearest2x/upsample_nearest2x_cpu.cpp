@@ -23,15 +23,27 @@ struct UpsamplePiece {
                                    const Map<const T>& add, const Map<T>& out) {
     // Results and addends are gone through in the order of memory.
     if (sizes.along_channels) {
+      const bool dense = x.channel == 1 && out.channel == 1 && (!add.data || add.channel == 1);
       for (int64_t n = 0; n < 4 * sizes.W; ++n) {
         const int64_t i = 2 * piece + n / (2 * sizes.W), j = n % (2 * sizes.W);
-        for (int64_t c = 0; c < sizes.C; c += kLanes) {
-          const int64_t count = std::min(kLanes, sizes.C - c);
-          auto sum = load_wide(x.at(b, c, piece, j / 2), x.channel, count);
-          if (add.data) {
-            sum += load_wide(add.at(b, c, i, j), add.channel, count);
+        const T* const value = x.at(b, 0, piece, j / 2);
+        const T* const addend = add.data ? add.at(b, 0, i, j) : nullptr;
+        T* const to = out.at(b, 0, i, j);
+        int64_t c = 0;
+        for (; dense && c + kLanes <= sizes.C; c += kLanes) {
+          auto sum = load_wide(value + c);
+          if (addend) {
+            sum += load_wide(addend + c);
           }
-          store_narrow(out.at(b, c, i, j), out.channel, count, sum);
+          store_narrow(to + c, sum);
+        }
+        for (; c < sizes.C; c += kLanes) {
+          const int64_t count = std::min(kLanes, sizes.C - c);
+          auto sum = load_wide(value + c * x.channel, x.channel, count);
+          if (addend) {
+            sum += load_wide(addend + c * add.channel, add.channel, count);
+          }
+          store_narrow(to + c * out.channel, out.channel, count, sum);
         }
       }
       return;
@@ -70,27 +82,43 @@ struct DownsamplePiece {
   static ZOOMINNET_INLINE void run(const Sizes& sizes, const int64_t& b, const int64_t& piece,
                                    const Map<const T>& grad_out, const Map<T>& grad) {
     if (sizes.along_channels) {
+      const bool dense = grad_out.channel == 1 && grad.channel == 1;
       for (int64_t j = 0; j < sizes.W; ++j) {
-        for (int64_t c = 0; c < sizes.C; c += kLanes) {
-          const int64_t count = std::min(kLanes, sizes.C - c);
-          Lanes<Accumulated<T>> of_phase[4];
-          for (int64_t p = 0; p < 4; ++p) {
-            of_phase[p] =
-                load_wide(grad_out.at(b, c, 2 * piece + p / 2, 2 * j + p % 2), grad_out.channel, count);
-          }
-          store_narrow(grad.at(b, c, piece, j), grad.channel, count,
-                       (of_phase[0] + of_phase[1]) + (of_phase[2] + of_phase[3]));
+        const T* from[4];
+        for (int64_t p = 0; p < 4; ++p) {
+          from[p] = grad_out.at(b, 0, 2 * piece + p / 2, 2 * j + p % 2);
+        }
+        T* const to = grad.at(b, 0, piece, j);
+        int64_t c = 0;
+        for (; dense && c + kLanes <= sizes.C; c += kLanes) {
+          store_narrow(to + c, (load_wide(from[0] + c) + load_wide(from[1] + c)) +
+                                   (load_wide(from[2] + c) + load_wide(from[3] + c)));
+        }
+        for (; c < sizes.C; c += kLanes) {
+          const int64_t count = std::min(kLanes, sizes.C - c), at = c * grad_out.channel;
+          const auto upper = load_wide(from[0] + at, grad_out.channel, count) +
+                             load_wide(from[1] + at, grad_out.channel, count);
+          const auto lower = load_wide(from[2] + at, grad_out.channel, count) +
+                             load_wide(from[3] + at, grad_out.channel, count);
+          store_narrow(to + c * grad.channel, grad.channel, count, upper + lower);
         }
       }
       return;
     }
     for (int64_t i = 0; i < sizes.H; ++i) {
-      for (int64_t j = 0; j < sizes.W; j += kLanes) {
-        const int64_t count = std::min(kLanes, sizes.W - j);
-        const auto upper = load_pairs(grad_out.at(b, piece, 2 * i, 2 * j), grad_out.column, count);
-        const auto lower = load_pairs(grad_out.at(b, piece, 2 * i + 1, 2 * j), grad_out.column, count);
-        store_narrow(grad.at(b, piece, i, j), grad.column, count,
-                     (upper.even + upper.odd) + (lower.even + lower.odd));
+      const T* const upper = grad_out.at(b, piece, 2 * i, 0);
+      const T* const lower = grad_out.at(b, piece, 2 * i + 1, 0);
+      T* const to = grad.at(b, piece, i, 0);
+      int64_t j = 0;
+      for (; grad_out.column == 1 && grad.column == 1 && j + kLanes <= sizes.W; j += kLanes) {
+        const auto first = load_pairs(upper + 2 * j, 1, kLanes), second = load_pairs(lower + 2 * j, 1, kLanes);
+        store_narrow(to + j, (first.even + first.odd) + (second.even + second.odd));
+      }
+      for (; j < sizes.W; j += kLanes) {
+        const int64_t count = std::min(kLanes, sizes.W - j), at = 2 * j * grad_out.column;
+        const auto first = load_pairs(upper + at, grad_out.column, count);
+        const auto second = load_pairs(lower + at, grad_out.column, count);
+        store_narrow(to + j * grad.column, grad.column, count, (first.even + first.odd) + (second.even + second.odd));
       }
     }
   }

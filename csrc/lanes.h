@@ -172,8 +172,12 @@ ZOOMINNET_INLINE Lanes<Accumulated<T>> load_wide(const T* from, int64_t stride, 
     return load_wide(from);
   }
   T values[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    values[i] = from[i * stride];
+  if (stride == 1) {
+    std::memcpy(values, from, count * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      values[i] = from[i * stride];
+    }
   }
   return load_wide(values);
 }
@@ -185,8 +189,12 @@ ZOOMINNET_INLINE void store_narrow(T* to, int64_t stride, int64_t count, const L
   }
   T values[kLanes];
   store_narrow(values, x);
-  for (int64_t i = 0; i < count; ++i) {
-    to[i * stride] = values[i];
+  if (stride == 1) {
+    std::memcpy(to, values, count * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      to[i * stride] = values[i];
+    }
   }
 }
 
@@ -215,6 +223,11 @@ template <class T>
 ZOOMINNET_INLINE Pairs<Accumulated<T>> load_pairs(const T* from, int64_t stride, int64_t count) {
   if (stride == 1 && count == kLanes) {
     return split_pairs<Accumulated<T>>(load_wide(from), load_wide(from + kLanes));
+  }
+  if (stride == 1) {
+    T values[2 * kLanes] = {};
+    std::memcpy(values, from, 2 * count * sizeof(T));
+    return split_pairs<Accumulated<T>>(load_wide(values), load_wide(values + kLanes));
   }
   return {load_wide(from, 2 * stride, count), load_wide(from + stride, 2 * stride, count)};
 }

@@ -237,7 +237,14 @@ def test_f10_an_image_without_objects_is_background_in_a_mixed_batch(backend: st
 
 
 WAITING = {
-    *(torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.nonzero, torch.nonzero),
+    *(
+        torch.Tensor.item,
+        torch.Tensor.tolist,
+        torch.Tensor.cpu,
+        torch.Tensor.numpy,
+        torch.Tensor.nonzero,
+        torch.nonzero,
+    ),
     *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__),
     *(torch.Tensor.new_tensor, torch.Tensor.unique, torch.unique, torch.masked_select, torch.Tensor.masked_select),
 }
@@ -448,7 +455,9 @@ def test_f12_a_level_without_objects_adds_nothing_and_stays_in_the_graph(
         for grid in model.anchor_grids
     ]
     factor = 2 if student == "snet" else 1
-    teacher_maps = [torch.randn(2, 4, *(factor * side for side in grid.shape), device=device) for grid in model.anchor_grids]
+    teacher_maps = [
+        torch.randn(2, 4, *(factor * side for side in grid.shape), device=device) for grid in model.anchor_grids
+    ]
     targets = [torch.stack(boxes), torch.zeros(0, 4, device=device)]
     output = distiller(student_maps, teacher_maps, model.anchor_grids, targets)
     assert [share > 0 for share in output.coverage.tolist()] == [level != empty for level in range(5)]

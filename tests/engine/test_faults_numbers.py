@@ -79,9 +79,7 @@ def everything(phase: Phase) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize(
-    ("device", "amp"), [("cpu", "off"), *(on_gpu("cuda", amp) for amp in ("off", "bf16", "fp16"))]
-)
+@pytest.mark.parametrize(("device", "amp"), [("cpu", "off"), *(on_gpu("cuda", amp) for amp in ("off", "bf16", "fp16"))])
 def test_f13_a_step_that_is_not_finite_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, amp: str
 ) -> None:

@@ -60,10 +60,10 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize(("device", "epochs"), [("cpu", 6), on_gpu("cuda", 75)])
+@pytest.mark.parametrize(("device", "images", "epochs"), [("cpu", 4, 6), on_gpu("cuda", 20, 15)])
 @pytest.mark.timeout(900)
 def test_f25_steps_leave_no_tensor_and_no_file_behind(
-    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, epochs: int
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, images: int, epochs: int
 ) -> None:
     """Counts, which no other process on the machine can disturb, unlike the memory that `make soak` looks at.
 
@@ -76,11 +76,12 @@ def test_f25_steps_leave_no_tensor_and_no_file_behind(
         return len(tensors), torch.cuda.memory_allocated(), open_files()
 
     seen = watch_steps(monkeypatch, count)
-    options = ["--teacher", teacher, "--synthetic-images", "4", "2", "--epochs", str(epochs), "--workers", "1"]
-    assert train.main([*OPTIONS, *options, "--device", device, "--out", str(tmp_path / "run")]) == 0
-    assert len(seen) == 4 * epochs
+    options = ["--teacher", teacher, "--synthetic-images", str(images), "2", "--epochs", str(epochs)]
+    options += ["--workers", "1", "--device", device]
+    assert train.main([*OPTIONS, *options, "--out", str(tmp_path / "run")]) == 0
+    assert len(seen) == images * epochs
     # The third step of each epoch is compared; the first epochs build what is kept.
-    tensors, allocated, files = zip(*seen[2::4][2:], strict=True)
+    tensors, allocated, files = zip(*seen[2::images][2:], strict=True)
     assert len(set(tensors)) == 1, f"in the epochs from the third: {tensors}"
     assert len(set(allocated)) == 1, f"bytes in the epochs from the third: {allocated}"
     assert allocated[0] > 0 or device == "cpu"

@@ -117,6 +117,7 @@ def extension(device: str) -> Extension:
         gpus = [gpu for gpu in GPUS if not known or f"sm_{gpu}" in known]
         nvcc += [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
         nvcc += [f"-gencode=arch=compute_{gpu},code=compute_{gpu}" for gpu in gpus[-1:]]
+        cxx += [f'-DZOOMINNET_GPUS="{",".join(gpus)}"']
         # nvcc tells where its toolkit is; CUDA_HOME may hold no more than a link to nvcc, or a script that calls it.
         told = subprocess.run([nvcc_path, "--dryrun", "--x=cu", os.devnull], capture_output=True, text=True).stderr
         top = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)

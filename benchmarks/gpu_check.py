@@ -1,10 +1,10 @@
-"""All that can be checked on a GPU alone: build, tests, compute-sanitizer, benchmarks; with a report of each.
+"""All that can be checked on a GPU alone: build, tests, faults, compute-sanitizer, benchmarks; with a report of each.
 
     make gpu-check                                  # or: python3 benchmarks/gpu_check.py
     python3 benchmarks/gpu_check.py --only build tests --limit 540 --out /tmp/report
 
 Needs a CUDA device, nvcc, and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis, and for the benchmarks
-some of what the package depends on; no network and no virtual environment. The libraries are built into the source tree.
+and the faults what the package depends on, for the faults psutil too; no network and no virtual environment. The libraries are built into the source tree.
 
 report.json and report.md are written after each step. Calls with --only, on the same sources and kind of GPU, add up to
 one report, which says "passed" when every step has passed. The exit status is of this call's steps: 0 when all passed, 1
@@ -44,7 +44,14 @@ PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesi
 TEST_TOOLS = ("numpy", "pytest", "pytest_timeout", "hypothesis", "setuptools")
 BENCHMARK_TOOLS = ("numpy", "pytest", "pytest_timeout", "pytest_benchmark", "torchvision", "PIL", "safetensors", "yaml")
 MODEL_TOOLS = ("rich", "tensorboard")
-"""Modules that the tests of the kernels import, those that their benchmarks do, and what those of models do besides."""
+FAULT_TOOLS = (
+    *("numpy", "pytest", "pytest_timeout", "psutil", "torchvision", "PIL", "safetensors", "yaml"),
+    *("rich", "tensorboard", "tyro", "pycocotools", "fvcore"),
+)
+"""Modules that the tests of the kernels import, those that their benchmarks do, what those of models do besides, and
+those that the tests of faults do."""
+GPU_FAULTS = ("f01", "f10", "f11", "f12", "f13", "f16", "f21", "f25")
+"""Faults that have a test on a GPU, see docs/faults.md."""
 CPU_TESTS = ("cuda_sources", "native_cpu", "triton")
 """Of the kernels' tests those that need no GPU, and take long."""
 RAN, BAD = ("passed", "failed"), ("failed", "left out", "not run")
@@ -153,14 +160,28 @@ def search_path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
 
 
+def passed_in(report: Path) -> list[str]:
+    """The names of the tests that passed, of a JUnit report."""
+    cases = xml.etree.ElementTree.parse(report).iter("testcase")
+    others = {"skipped", "failure", "error"}
+    return [case.get("name", "") for case in cases if not {child.tag for child in case} & others]
+
+
 def flaw_of_tests(report: Path) -> str:
     """What is wrong with a JUnit report of the kernels' tests: each fast backend must have been tested on CUDA."""
-    cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
-    passed = [
-        case.get("name", "") for case in cases if not {child.tag for child in case} & {"skipped", "failure", "error"}
-    ]
+    passed = passed_in(report)
     untested = [name for name in ("native", "triton") if not any(f"{name}-cuda" in case for case in passed)]
     return f"no test ran on CUDA with {' and '.join(untested)}" if untested else ""
+
+
+def flaw_of_faults(report: Path) -> str:
+    """What is wrong with a JUnit report of the tests of faults: each fault, and each fast backend, must have been tested.
+
+    These tests run on CUDA or not at all.
+    """
+    passed = passed_in(report)
+    untested = [fault for fault in GPU_FAULTS if not any(name.startswith(f"test_{fault}_") for name in passed)]
+    return f"no test ran of {', '.join(untested)}" if untested else flaw_of_tests(report)
 
 
 def flaw_of_benchmarks(report: Path) -> str:
@@ -190,7 +211,8 @@ def all_steps(out: Path) -> list[Step]:
     """The steps in their order; the commands leave what they report in `out`."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
-    tests, kernels, models = out / "tests.xml", out / "benchmarks.json", out / "models.json"
+    tests, faults = out / "tests.xml", out / "faults.xml"
+    kernels, models = out / "benchmarks.json", out / "models.json"
     on_cpu = [f"tests/kernels/test_{name}.py" for name in CPU_TESTS]
     tool = shutil.which("compute-sanitizer", path=search_path())
     no_tool = "" if tool else "there is no compute-sanitizer on the path; it comes with the CUDA toolkit"
@@ -226,6 +248,14 @@ def all_steps(out: Path) -> list[Step]:
             missing=lacking(TEST_TOOLS),
             leaves=tests,
             flaw=lambda: flaw_of_tests(tests),
+        ),
+        Step(
+            "faults",
+            [*pytest, "tests/engine", "tests/test_soak.py", "-m", "gpu", f"--junitxml={faults}"],
+            3600,
+            missing=lacking(FAULT_TOOLS),
+            leaves=faults,
+            flaw=lambda: flaw_of_faults(faults),
         ),
         *map(sanitize, SANITIZERS),
         benchmark(

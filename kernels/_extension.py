@@ -23,6 +23,9 @@ LIBRARIES = {"cpu": "_C_cpu.so", "cuda": "_C_cuda.so"}
 RECORD = "_build.json"
 MARK = b"zoominnet library "
 """Stands in each library, followed by the :func:`stamp` of its sources, and a zero byte."""
+GPUS_MARK = b"zoominnet gpus "
+"""Stands in the library for CUDA, followed by the GPUs it has code for ("75,80": compute capability 7.5 and 8.0), and a
+zero byte."""
 
 LIBRARY_DIR_VARIABLE = "ZOOMINNET_LIBRARY_DIR"
 """Environment variable: a folder to take the libraries from, for builds with other options."""
@@ -51,7 +54,7 @@ def library_state(device_type: str) -> str:
     if not path.is_file():
         return _why_missing(path, device_type)
     if (flaw := _flaw(path)) is not None:
-        return f"unusable: {path} {flaw}; {_REBUILD}"
+        return f"unusable: {path} {flaw}"
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
@@ -71,16 +74,41 @@ def _why_missing(path: Path, device_type: str) -> str:
 
 
 def _flaw(path: Path) -> str | None:
-    """What is wrong with a library, as far as its file's bytes tell; None if nothing."""
+    """What is wrong with a library, as far as its file's bytes tell, and after "; " the remedy; None if nothing."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
-            return "is empty"
+            return f"is empty; {_REBUILD}"
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start = content.find(MARK)
-            if start < 0:
-                return "is not a library of zoominnet"
-            start += len(MARK)
-            built = content[start : content.find(b"\0", start)].decode(errors="replace")
+            built, gpus = (_text_after(mark, content) for mark in (MARK, GPUS_MARK))
+    if built is None:
+        return f"is not a library of zoominnet; {_REBUILD}"
     if built != (expected := stamp(_package.__version__)):
-        return f"is of another version of zoominnet ({built}, and this is {expected})"
-    return None
+        return f"is of another version of zoominnet ({built}, and this is {expected}); {_REBUILD}"
+    return None if gpus is None else _flaw_of_gpus([int(gpu) for gpu in gpus.split(",")])
+
+
+def _text_after(mark: bytes, content: mmap.mmap) -> str | None:
+    start = content.find(mark)
+    if start < 0:
+        return None
+    start += len(mark)
+    return content[start : content.find(b"\0", start)].decode(errors="replace")
+
+
+def _flaw_of_gpus(built: list[int]) -> str | None:
+    """What is wrong with a library that has code for the GPUs `built`, where none of this machine's can run it.
+
+    Code for a GPU runs on later ones of the same major version; the driver compiles that for the last one anew for any
+    that is later.
+    """
+    capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    own = sorted({10 * major + minor for major, minor in capabilities})
+    if not own or any(
+        gpu >= built[-1] or any(gpu // 10 == code // 10 and gpu >= code for code in built) for gpu in own
+    ):
+        return None
+    names = ", ".join(f"sm_{gpu}" for gpu in built)
+    return (
+        f"was built for other GPUs ({names}) than sm_{own[-1]}, which is here; see that GPUS in setup.py has"
+        f' "{own[-1]}", then {_REBUILD}'
+    )

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "faults.md"
 PLACES = {"CI", "make soak", "make gpu-check"}
 MARKED = {"soak": "make soak", "gpu": "make gpu-check"}
-"""Where a test runs that has this mark; all others run in CI."""
+"""Where a test runs that has this mark; all others run in CI, those with an argument `device` on a GPU as well."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def places_by_test() -> dict[str, set[str]]:
         for node in ast.walk(module):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 own = of_all.union(*(marks(decorator) for decorator in node.decorator_list))
-                places = {MARKED[mark] for mark in own & MARKED.keys()} or {"CI"}
+                everywhere = {"CI", "make gpu-check"} if "device" in {a.arg for a in node.args.args} else {"CI"}
+                places = {MARKED[mark] for mark in own & MARKED.keys()} or everywhere
                 found.setdefault(node.name, set()).update(places)
     return found
 

@@ -343,6 +343,28 @@ def test_each_fast_backend_must_have_been_tested(gpu_check: ModuleType, tmp_path
     assert flaw(skipped, '<testcase name="test_a[native-cpu]"/>') == "no test ran on CUDA with native and triton"
 
 
+def test_each_fault_must_have_been_tested(gpu_check: ModuleType, tmp_path: Path) -> None:
+    report = tmp_path / "faults.xml"
+    backends = ["test_f10_x[native-cuda]", "test_f10_x[fa-triton-cuda]"]
+
+    def flaw(names: list[str], inside: str = "") -> str:
+        cases = [f'<testcase name="{name}">{inside}</testcase>' for name in names]
+        report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+        return gpu_check.flaw_of_faults(report)
+
+    names = [f"test_{fault}_x[cuda]" for fault in gpu_check.GPU_FAULTS]
+    assert flaw([*names, *backends]) == ""
+    assert flaw(names) == "no test ran on CUDA with native and triton"
+    assert flaw([name for name in names if "f16" not in name]) == "no test ran of f16"
+    assert flaw([*names, *backends], "<skipped/>") == f"no test ran of {', '.join(gpu_check.GPU_FAULTS)}"
+
+
+def test_the_faults_of_the_step_are_those_of_the_table(gpu_check: ModuleType) -> None:
+    rows = (gpu_check.ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    numbers = {int(row[3:].split()[0]) for row in rows if row.startswith("| F") and "make gpu-check" in row}
+    assert [f"f{number:02}" for number in sorted(numbers)] == list(gpu_check.GPU_FAULTS)
+
+
 def test_each_fast_backend_must_have_been_timed(gpu_check: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "benchmarks.json"
 
@@ -384,10 +406,11 @@ NEEDED = {
     },
 }
 NEEDED["models"] = NEEDED["benchmarks"] | {"rich", "tensorboard"}
+NEEDED["faults"] = NEEDED["models"] - {"pytest_benchmark"} | {"psutil", "tyro", "pycocotools", "fvcore"}
 NEEDED["cpu-tests"] = NEEDED["tests"]
 
 
-@pytest.mark.parametrize("absent", [*sorted(set().union(*NEEDED.values())), "tyro", "pycocotools", "fvcore", "psutil"])
+@pytest.mark.parametrize("absent", [*sorted(set().union(*NEEDED.values())), "scipy"])
 def test_a_step_is_left_out_where_it_lacks_a_module(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, absent: str
 ) -> None:
@@ -428,11 +451,11 @@ def test_steps_are_those_of_the_machine(gpu_check: ModuleType, monkeypatch: pyte
     tool = tmp_path / "bin" / "compute-sanitizer"
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(gpu_check, "search_path", lambda: str(tool.parent))
-    names = ["build", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "benchmarks", "models", "tables"]
+    names = ["build", "tests", "faults", *gpu_check.SANITIZERS, "benchmarks", "models", "tables"]
     names.append("cpu-tests")
     steps = gpu_check.all_steps(tmp_path)
     assert [step.name for step in steps] == names
-    assert [step.name for step in steps if step.missing] == names[2:6]
+    assert [step.name for step in steps if step.missing] == names[3:7]
     tool.parent.mkdir()
     tool.touch(0o755)
     steps = {step.name: step for step in gpu_check.all_steps(tmp_path)}

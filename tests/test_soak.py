@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from devices import on_gpu
 
 from zoominnet import train
 from zoominnet.engine.trainer import Phase
@@ -59,23 +60,31 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.parametrize(("device", "images", "epochs"), [("cpu", 4, 6), on_gpu("cuda", 20, 15)])
+@pytest.mark.timeout(900)
 def test_f25_steps_leave_no_tensor_and_no_file_behind(
-    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, images: int, epochs: int
 ) -> None:
-    """Counts, which no other process on the machine can disturb, unlike the memory that `make soak` looks at."""
+    """Counts, which no other process on the machine can disturb, unlike the memory that `make soak` looks at.
 
-    def count() -> tuple[int, int]:
+    On a GPU also the bytes that torch has allocated there, over 300 steps.
+    """
+
+    def count() -> tuple[int, int, int]:
         gc.collect()
         tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-        return len(tensors), open_files()
+        return len(tensors), torch.cuda.memory_allocated(), open_files()
 
     seen = watch_steps(monkeypatch, count)
-    options = ["--teacher", teacher, "--synthetic-images", "4", "2", "--epochs", "6", "--workers", "1"]
+    options = ["--teacher", teacher, "--synthetic-images", str(images), "2", "--epochs", str(epochs)]
+    options += ["--workers", "1", "--device", device]
     assert train.main([*OPTIONS, *options, "--out", str(tmp_path / "run")]) == 0
-    assert len(seen) == 24
+    assert len(seen) == images * epochs
     # The third step of each epoch is compared; the first epochs build what is kept.
-    tensors, files = zip(*seen[2::4][2:], strict=True)
+    tensors, allocated, files = zip(*seen[2::images][2:], strict=True)
     assert len(set(tensors)) == 1, f"in the epochs from the third: {tensors}"
+    assert len(set(allocated)) == 1, f"bytes in the epochs from the third: {allocated}"
+    assert allocated[0] > 0 or device == "cpu"
     # A batch on its way from a worker holds a file or two; one left by each step would make 12.
     assert max(files) - min(files) <= 3, f"in the epochs from the third: {files}"
 

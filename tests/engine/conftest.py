@@ -1,5 +1,6 @@
 """Tiny training runs through the command itself."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,9 +78,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def quick_whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The same of the quick run."""
-    return uninterrupted(tmp_path_factory.mktemp("whole") / "run", *QUICK)
+def quick_whole_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """The same of the quick run on a device."""
+
+    @functools.cache
+    def whole(device: str) -> dict[str, str]:
+        return uninterrupted(tmp_path_factory.mktemp("whole") / "run", *QUICK, "--device", device)
+
+    return whole
+
+
+@pytest.fixture(scope="session")
+def quick_whole(quick_whole_on: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    """The same on the CPU."""
+    return quick_whole_on("cpu")
 
 
 @pytest.fixture

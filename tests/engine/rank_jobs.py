@@ -18,17 +18,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from zoominnet import train
 from zoominnet.data import Batch, open_split
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import load_model
-from zoominnet.engine.distributed import join_ranks
+from zoominnet.engine.distributed import PATIENCE, Ranks, _init_process_group, join_ranks
 from zoominnet.engine.inference import predict_split
 
 Fault = dict[str, Any]
@@ -74,6 +76,37 @@ def predict(run: str, data: str, out: str) -> int:
         found, _ = predict_split(model, open_split(data, "val"), ranks=ranks)
         arrays = [np.column_stack((d.boxes, d.scores, d.labels)) for d in found]
         np.savez(f"{out}/{ranks.size}-{ranks.rank}.npz", *arrays)
+    return 0
+
+
+def exchange_alone(name: str) -> int:
+    """All that ranks exchange in a step, in a group of this process alone: by NCCL on a GPU, by Gloo on the CPU.
+
+    `Ranks` exchange nothing when they are told that they are one, so they are told otherwise.
+    """
+    device = torch.device(name, 0) if name == "cuda" else torch.device(name)
+    _init_process_group(device, timedelta(seconds=60))
+    ranks = Ranks(device, 0, 2, _patient=dist.new_group(backend="gloo", timeout=PATIENCE))
+    ranks.wait()
+    assert ranks.share({"a": [1, "ü"]}) == {"a": [1, "ü"]}
+    assert ranks.sum(torch.tensor([1.5, 2.0], dtype=torch.float64, device=device)).tolist() == [1.5, 2.0]
+    expected = None
+    for deterministic in (None, False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1))
+        model.to(device).to(memory_format=torch.channels_last)
+        module = model if deterministic is None else ranks.wrap(model, deterministic=deterministic)
+        for _ in range(3):  # DDP packs the gradients anew after the first
+            module.zero_grad()
+            module(torch.ones(2, 3, 8, 8, device=device).cumsum(3)).square().sum().backward()
+        ranks.share_buffers(model)
+        gradients = [parameter.grad.cpu() for parameter in model.parameters()]
+        expected = expected or gradients
+        for gradient, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient, other)
+    ranks.wait()
+    print(f"exchanged by {dist.get_backend()} on {device}")
+    dist.destroy_process_group()
     return 0
 
 

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from devices import BACKENDS_ON_GPU, FAST_ON_GPU, each_backend
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from zoominnet.data import DetectionDataset, ImageRecord, Split, open_split
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
+from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.run import changes_in_data, describe_data
-from zoominnet.engine.trainer import Phase, TrainingModule
+from zoominnet.engine.trainer import GlobalLosses, Phase, TrainingModule, combine_losses
 from zoominnet.kernels import available_backends, max_iou_assign
 from zoominnet.models import RetinaNet, build_model
 
 Train = Callable[..., int]
 FUSED = available_backends("cpu")["akdp_mask"]["native"] == "ok"
-BACKENDS = [
-    "reference",
-    pytest.param("fused", marks=pytest.mark.skipif(not FUSED, reason="the native kernels are not built")),
-]
 
 
 def write_data(root: Path, count: int = 12) -> Path:
@@ -170,7 +172,7 @@ def test_f15_the_timeout_is_an_option(tiny_train: Train, capsys: pytest.CaptureF
 # F10: images without objects
 
 
-def make_module(student: str, backend: str = "reference", size: int = 128) -> TrainingModule:
+def make_module(student: str, backend: str, device: str, size: int = 128) -> TrainingModule:
     """Small, without BatchNorm's coupling of the images of a batch."""
     torch.manual_seed(0)
     options = {"channels": 16, "norm_eval": True}
@@ -178,22 +180,25 @@ def make_module(student: str, backend: str = "reference", size: int = 128) -> Tr
     teacher = build_model("teacher", "resnet18", 10, 2 * size, **options)
     for each in (model, teacher):
         each.set_kernel_backend(backend)
+        each.place(torch.device(device))
     return TrainingModule(model, Distiller(model, teacher, DistillOptions())).train()
 
 
-def images_of(count: int, size: int) -> Tensor:
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+def images_of(count: int, size: int, device: str) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator).to(device)
 
 
-def target_of(*boxes: tuple[float, float, float, float]) -> dict[str, Tensor]:
-    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.arange(len(boxes)) % 10}
+def target_of(device: str, *boxes: tuple[float, float, float, float]) -> dict[str, Tensor]:
+    labels = torch.arange(len(boxes), device=device) % 10
+    return {"boxes": torch.tensor(boxes, device=device).reshape(-1, 4), "labels": labels}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 @pytest.mark.parametrize("student", ["snet", "la", "fa"])
-def test_f10_a_batch_without_objects_trains_the_classifier_alone(student: str, backend: str) -> None:
-    module = make_module(student, backend)
-    losses = module(images_of(2, 256), [target_of(), target_of()])
+def test_f10_a_batch_without_objects_trains_the_classifier_alone(student: str, backend: str, device: str) -> None:
+    module = make_module(student, backend, device)
+    losses = module(images_of(2, 256, device), [target_of(device), target_of(device)])
     assert losses.distill is not None
     assert losses.task["bbox_regression"].item() == losses.distill.loss.item() == 0
     assert losses.distill.coverage.tolist() == [0] * 5
@@ -210,14 +215,14 @@ def test_f10_a_batch_without_objects_trains_the_classifier_alone(student: str, b
         assert bool(gradient.any()) != name.startswith("head.regression"), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_f10_an_image_without_objects_is_background_in_a_mixed_batch(backend: str) -> None:
+@each_backend
+def test_f10_an_image_without_objects_is_background_in_a_mixed_batch(backend: str, device: str) -> None:
     """The losses of a mixed batch follow from those of its images, each alone."""
-    module = make_module("fa", backend).double()
-    images, target = images_of(2, 256), target_of((20, 30, 60, 90), (100, 100, 190, 180))
+    module = make_module("fa", backend, device).double()
+    images, target = images_of(2, 256, device), target_of(device, (20, 30, 60, 90), (100, 100, 190, 180))
     with torch.no_grad():
         image = [images[:1].double(), images[1:].double()]
-        full, empty = module.model, target_of()
+        full, empty = module.model, target_of(device)
         halves = [torch.nn.functional.avg_pool2d(each / 255, 2) for each in image]
         half = {"boxes": target["boxes"] / 2, "labels": target["labels"]}
         predictions = [full.predict(full.head.towers(full.features(each)), (128, 128)) for each in halves]
@@ -229,6 +234,72 @@ def test_f10_an_image_without_objects_is_background_in_a_mixed_batch(backend: st
     expected = alone["classification"] + background["classification"] / positives
     torch.testing.assert_close(mixed["classification"], expected, rtol=1e-5, atol=0)  # the losses are float32
     torch.testing.assert_close(mixed["bbox_regression"], alone["bbox_regression"], rtol=1e-5, atol=0)
+
+
+WAITING = {
+    *(
+        torch.Tensor.item,
+        torch.Tensor.tolist,
+        torch.Tensor.cpu,
+        torch.Tensor.numpy,
+        torch.Tensor.nonzero,
+        torch.nonzero,
+    ),
+    *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__),
+    *(torch.Tensor.new_tensor, torch.Tensor.unique, torch.unique, torch.masked_select, torch.Tensor.masked_select),
+}
+"""What makes the host wait for a GPU, as does a tensor that is made there of numbers."""
+
+
+class NeverWaits(TorchFunctionMode):
+    """No such function is called: as far as the CPU can tell that nothing waits."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        copies = func in (torch.tensor, torch.as_tensor) and (kwargs or {}).get("device") is not None
+        assert not copies, "a tensor is made on the device of numbers"
+        assert func not in WAITING, func
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def never_waiting(device: str) -> Iterator[None]:
+    """An error where the host waits for the device within."""
+    if device == "cpu":
+        with NeverWaits():
+            yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("backend", "device"), [pytest.param("reference", "cpu", id="cpu"), *FAST_ON_GPU])
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(student: str, backend: str, device: str) -> None:
+    """Forward pass, matching, masks, losses, their sum over the ranks, backward pass: with objects and without."""
+    module, ranks = make_module(student, backend, device), Ranks(torch.device(device))
+    boxes = ((20.0, 30.0, 60.0, 90.0), (100.0, 100.0, 190.0, 180.0))
+    images = images_of(2, 256, device)
+    for first, second in (((), ()), (boxes, ()), (boxes[:1], boxes)):
+        targets = [target_of(device, *first), target_of(device, *second)]
+
+        def step(targets: list[dict[str, Tensor]] = targets) -> GlobalLosses:
+            module.zero_grad(set_to_none=True)
+            whole = combine_losses(module(images, targets), module.distiller, 0.01, ranks, [])
+            whole.loss.backward()
+            return whole
+
+        step()  # compiles kernels, chooses algorithms
+        with never_waiting(device):
+            whole = step()
+        values, stop = whole.read(module.distiller, 0.01, ranks)
+        assert math.isfinite(values["loss"])
+        assert stop is None
+        assert (values["distill"] > 0) == (values["bbox_regression"] > 0) == (second == boxes or first == boxes)
+        assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
 # F11: thousands of objects
@@ -285,10 +356,13 @@ def test_f11_five_thousand_boxes_with_the_reference(student: str) -> None:
 
 def matched_in_chunks(anchors: Tensor, boxes: Tensor, rows: int) -> Tensor:
     """torchvision's Matcher by its definition, a few anchors at a time: int64[A]."""
-    parts = [box_iou(boxes, part) for part in anchors.split(rows)]
-    best_of_box = torch.stack([part.max(dim=1).values for part in parts]).max(dim=0).values
+
+    def parts() -> Iterator[Tensor]:
+        return (box_iou(boxes, part) for part in anchors.split(rows))
+
+    best_of_box = torch.stack([part.max(dim=1).values for part in parts()]).max(dim=0).values
     matched = []
-    for part in parts:
+    for part in parts():
         best, index = part.max(dim=0)
         out = index.clone()
         out[best < 0.4] = Matcher.BELOW_LOW_THRESHOLD
@@ -298,33 +372,74 @@ def matched_in_chunks(anchors: Tensor, boxes: Tensor, rows: int) -> Tensor:
     return torch.cat(matched)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_f11_the_assignment_of_five_thousand_boxes_equals_that_of_small_chunks(backend: str) -> None:
-    """Whole px, so that no rounding decides a tie; the coarse levels of a 640 px image."""
-    model: RetinaNet = build_model("snet", "resnet18", 10, 640, channels=16)
-    grids = model.anchor_grids[2:]
+def crowd_of(count: int, width: int, height: int) -> Tensor:
+    """Boxes of whole px, so that no rounding decides a tie."""
     generator = torch.Generator().manual_seed(2)
-    corners = torch.randint(0, 600, (5_000, 2), generator=generator).float()
-    boxes = torch.cat([corners, corners + torch.randint(4, 200, (5_000, 2), generator=generator)], dim=1)
-    found = max_iou_assign(grids, boxes, backend="native" if backend == "fused" else backend)
+    corners = torch.rand(count, 2, generator=generator).mul(torch.tensor([width - 40, height - 40])).floor()
+    return torch.cat([corners, corners + torch.randint(4, 200, (count, 2), generator=generator)], dim=1)
+
+
+@each_backend
+def test_f11_the_assignment_of_five_thousand_boxes_equals_that_of_small_chunks(backend: str, device: str) -> None:
+    """The coarse levels of a 640 px image."""
+    model: RetinaNet = build_model("snet", "resnet18", 10, 640, channels=16).to(device)
+    grids, boxes = model.anchor_grids[2:], crowd_of(5_000, 640, 640).to(device)
+    found = max_iou_assign(grids, boxes, backend=backend)
     anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in grids])
     assert torch.equal(found, matched_in_chunks(anchors, boxes, 512))
     assert (found >= 0).sum() > 500
 
 
+def peak_above(device: str, job: Callable[[], object]) -> int:
+    """Bytes of the GPU's memory that `job` takes at most, beside what is allocated already."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    job()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("backend", "device"), BACKENDS_ON_GPU)
+def test_f11_ten_thousand_boxes_in_a_large_image(backend: str, device: str) -> None:
+    """The 806,000 anchors of a student at 1333x800 px, padded: all their IoUs in float32 would be 32 GB."""
+    module, count, limit = make_module("fa", backend, device), 10_000, 256 << 20
+    images = torch.randint(0, 256, (1, 3, 1600, 2688), dtype=torch.uint8, device=device)
+    boxes = crowd_of(count, 1333, 800).to(device)
+    grids = module.model.anchor_grids_for(800, 1344)
+    found: list[Tensor] = []
+    assert peak_above(device, lambda: found.append(max_iou_assign(grids, boxes, backend=backend))) < limit
+    anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in grids])
+    assert torch.equal(found[0], matched_in_chunks(anchors, boxes, 4096))
+
+    def step(count: int) -> None:
+        module.zero_grad(set_to_none=True)
+        losses = module(images, [{"boxes": 2 * boxes[:count], "labels": torch.arange(count, device=device) % 10}])
+        loss = sum(losses.task.values()) + 0.01 * losses.distill.loss
+        loss.backward()
+        assert torch.isfinite(loss)
+
+    step(10)  # compiles kernels, chooses algorithms
+    few, many = (peak_above(device, lambda n=n: step(n)) for n in (10, count))
+    assert many - few < limit
+
+
 # F12: levels without a key position
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend
 @pytest.mark.parametrize("student", ["snet", "la", "fa"])
 @pytest.mark.parametrize("empty", range(5))
 def test_f12_a_level_without_objects_adds_nothing_and_stays_in_the_graph(
-    student: str, backend: str, empty: int
+    student: str, backend: str, device: str, empty: int
 ) -> None:
     torch.manual_seed(0)
     models = [build_model(name, "resnet18", 10, size, channels=4) for name, size in ((student, 256), ("teacher", 512))]
     for each in models:
         each.set_kernel_backend(backend)
+        each.to(device)
     model, teacher = models
     # Each box counts at the level whose anchors fit it best, so leaving one box out empties its level.
     distiller = Distiller(model, teacher, DistillOptions(boxes="best-level"))
@@ -334,12 +449,17 @@ def test_f12_a_level_without_objects_adds_nothing_and_stays_in_the_graph(
         if level != empty
     ]
     student_maps = [
-        torch.randn(2, 4, *(side // (2 if student == "la" else 1) for side in grid.shape), requires_grad=True)
+        torch.randn(
+            2, 4, *(side // (2 if student == "la" else 1) for side in grid.shape), device=device, requires_grad=True
+        )
         for grid in model.anchor_grids
     ]
     factor = 2 if student == "snet" else 1
-    teacher_maps = [torch.randn(2, 4, *(factor * side for side in grid.shape)) for grid in model.anchor_grids]
-    output = distiller(student_maps, teacher_maps, model.anchor_grids, [torch.stack(boxes), torch.zeros(0, 4)])
+    teacher_maps = [
+        torch.randn(2, 4, *(factor * side for side in grid.shape), device=device) for grid in model.anchor_grids
+    ]
+    targets = [torch.stack(boxes), torch.zeros(0, 4, device=device)]
+    output = distiller(student_maps, teacher_maps, model.anchor_grids, targets)
     assert [share > 0 for share in output.coverage.tolist()] == [level != empty for level in range(5)]
     assert output.level_losses[empty] == 0
     assert (output.level_losses > 0).sum() == 4

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import rank_jobs
 import torch
+from devices import ON_GPU, each_device, on_gpu
 from PIL import Image
 from rank_jobs import run_in_ranks, train_in_ranks
 from rich.console import Console
@@ -240,16 +242,60 @@ def digest(folder: Path) -> str:
     return hashed.hexdigest()[:16]
 
 
-def test_f16_a_killed_rank_costs_nothing_but_time(pair: Path, options: list[str], tmp_path: Path) -> None:
+NEEDS_TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+
+@pytest.mark.parametrize(
+    ("size", "device"), [(2, "cpu"), on_gpu(1, "cuda"), pytest.param(2, "cuda", marks=[*ON_GPU, NEEDS_TWO_GPUS])]
+)
+def test_f16_a_killed_rank_costs_nothing_but_time(
+    pair: Path, options: list[str], tmp_path: Path, size: int, device: str
+) -> None:
     """`make soak` has the many ways to die."""
-    fault = {"do": "kill", "rank": 1, "phase": "student", "step": 2}
-    arguments = [*options, "--teacher", str(pair / "teacher"), "--no-check-teacher", "--checkpoint-every", "1"]
-    arguments += ["--out", str(tmp_path / "run")]
-    process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *arguments, faults=[fault])
+    arguments = [*options, "--device", device, "--teacher", str(pair / "teacher"), "--no-check-teacher"]
+    arguments += ["--checkpoint-every", "1", "--out"]
+    launch = [*ONE_NODE, str(size), "--max-restarts", "1", "--"]
+    expected = pair
+    if (size, device) != (2, "cpu"):
+        expected = tmp_path / "whole"
+        process = torchrun(*launch, *arguments, str(expected), faults=[])
+        talk = finish(process)
+        assert process.returncode == 0, talk
+        assert "going on from" not in talk
+    fault = {"do": "kill", "rank": size - 1, "phase": "student", "step": 2}
+    process = torchrun(*launch, *arguments, str(tmp_path / "run"), faults=[fault])
     talk = finish(process)
     assert process.returncode == 0, talk
     assert "student: going on from" in talk
-    assert_same_bits(pair / "student", tmp_path / "run" / "student")
+    assert re.search(rf"^ *device +{device}(:0)? \(", talk, re.MULTILINE)
+    assert_same_bits(expected / "student", tmp_path / "run" / "student")
+
+
+@each_device
+def test_f16_ranks_exchange_by_the_backend_of_their_device(tmp_path: Path, device: str) -> None:
+    """One GPU is enough for NCCL."""
+    statuses, talk = run_in_ranks(rank_jobs.exchange_alone, 1, tmp_path, device)
+    assert statuses == [0], talk
+    assert "exchanged by" in talk[0]
+
+
+@each_device
+def test_f01_killed_without_deterministic(pair: Path, options: list[str], tmp_path: Path, device: str) -> None:
+    """What is not deterministic on a GPU is the order of float32 sums in convolutions' gradients, as between one rank
+    and two: so the same bounds hold."""
+    arguments = [*options, "--no-deterministic", "--device", device, "--teacher", str(pair / "teacher")]
+    arguments += ["--no-check-teacher", "--checkpoint-every", "1", "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    kill = {"do": "kill", "rank": 0, "phase": "student", "step": 2}
+    for more, faults, status in (
+        ([str(whole)], [], 0),
+        ([str(out)], [kill], -signal.SIGKILL),
+        ([str(out), "--resume"], [], 0),
+    ):
+        statuses, talk = train_in_ranks(1, [*arguments, *more], tmp_path, faults)
+        assert statuses == [status], talk
+    assert "student: going on from" in talk[0]
+    assert_same_training(whole / "student", out / "student")
 
 
 def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no_other(

@@ -361,7 +361,15 @@ def test_f21_fused_kernels_name_the_reason_and_the_remedy(
         library(path, f"{mark}0.0.1 1234", undefined=False)
     elif extension == "undefined symbol":
         library(path, mark + stamp(zoominnet.__version__), undefined=True)
-    monkeypatch.setenv(_extension.LIBRARY_DIR_VARIABLE, str(tmp_path))
+    error = refused_fused_kernels(tmp_path, monkeypatch, capsys, "cpu")
+    assert reason in error
+
+
+def refused_fused_kernels(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+) -> str:
+    """What --fused-kernels says with the libraries in `folder`, and without Triton."""
+    monkeypatch.setenv(_extension.LIBRARY_DIR_VARIABLE, str(folder))
     for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
@@ -369,16 +377,70 @@ def test_f21_fused_kernels_name_the_reason_and_the_remedy(
     for cache in caches:
         cache.cache_clear()
     try:
-        assert train.main([*TINY, "--fused-kernels", "--out", str(tmp_path / "run")]) == 2
+        assert train.main([*TINY, "--fused-kernels", "--device", device, "--out", str(folder / "run")]) == 2
     finally:
         for cache in caches:
             cache.cache_clear()
     error = capsys.readouterr().err
-    assert error.startswith("zoominnet.train: --fused-kernels: akdp_mask: no fused backend runs on cpu: 'native' is ")
-    assert reason in error
+    start = f"zoominnet.train: --fused-kernels: akdp_mask: no fused backend runs on {device}: "
+    assert error.startswith(start)
+    assert "'native' is " in error
     assert "run pip install --no-build-isolation --no-deps -e . in the source folder" in error
     assert "Triton cannot be imported" in error
     assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="builds ELF libraries")
+@pytest.mark.parametrize(
+    ("built", "here", "usable"),
+    [
+        ("75,80,90", [(8, 0)], True),
+        ("75,80,90", [(8, 9)], True),  # runs what was built for 8.0
+        ("75,80,90", [(12, 0)], True),  # the driver compiles what was built for 9.0 anew
+        ("75,80,90", [(7, 0)], False),
+        ("86,120", [(8, 0)], False),
+        ("86,120", [(11, 0)], False),
+        ("75,80,90", [(7, 0), (8, 0)], True),
+        ("75,80,90", [], True),  # as in a build on a machine without a GPU
+    ],
+)
+def test_f21_a_library_for_other_gpus_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: str, here: list[tuple[int, int]], usable: bool
+) -> None:
+    own = f"{_extension.MARK.decode()}{stamp(zoominnet.__version__)}"
+    library(tmp_path / _extension.LIBRARIES["cuda"], f"{own}\\0{_extension.GPUS_MARK.decode()}{built}", undefined=False)
+    monkeypatch.setenv(_extension.LIBRARY_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(here))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: here[i])
+    _extension.library_state.cache_clear()
+    try:
+        state = _extension.library_state("cuda")
+    finally:
+        _extension.library_state.cache_clear()
+    if usable:
+        assert state == "ok"
+        return
+    reason, _, remedy = state.partition("; ")
+    gpu = f"{here[0][0]}{here[0][1]}"
+    assert reason.startswith(f"unusable: {tmp_path}")
+    assert reason.endswith(f" ({', '.join(f'sm_{each}' for each in built.split(','))}) than sm_{gpu}, which is here")
+    assert remedy.startswith(f'see that GPUS in setup.py has "{gpu}", then run pip install ')
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_f21_a_library_without_code_for_this_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The true library, as if it had been built for later GPUs only."""
+    whole = (_extension.library_folder() / _extension.LIBRARIES["cuda"]).read_bytes()
+    start = whole.index(_extension.GPUS_MARK) + len(_extension.GPUS_MARK)
+    end = whole.index(b"\0", start)
+    later = b"9" * (end - start)  # one GPU, of a long name
+    (tmp_path / _extension.LIBRARIES["cuda"]).write_bytes(whole[:start] + later + whole[end:])
+    error = refused_fused_kernels(tmp_path, monkeypatch, capsys, "cuda")
+    assert re.search(r" than sm_\d+, which is here; see that GPUS in setup\.py has ", error)
 
 
 # Exit statuses and users' errors

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from devices import on_gpu
 from fault_runs import TINY, metrics
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from zoominnet.models import RetinaNet
 
 POINTS = ("images", "features", "teacher maps", "loss", "gradient")
 VALUES = (math.nan, math.inf)
+SCALE = 256.0
 
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -75,11 +79,17 @@ def everything(phase: Phase) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.parametrize(("device", "amp"), [("cpu", "off"), *(on_gpu("cuda", amp) for amp in ("off", "bf16", "fp16"))])
 def test_f13_a_step_that_is_not_finite_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, amp: str
 ) -> None:
-    """Every point and value in one run, in every second step: weights, momentum and statistics stay, bit for bit."""
+    """Every point and value in one run, in every second step: weights, momentum and statistics stay, bit for bit.
+
+    In float16 the loss' scale is halved where a gradient is not finite. It begins low, so that nothing else halves it.
+    """
     inject = Injector(monkeypatch)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=SCALE))
+    scales: list[float] = []
     cases = [(point, value) for point in POINTS for value in VALUES]
     step_of = {2 * i + 1: case for i, case in enumerate(cases)}
     train_step = Phase._train_step
@@ -94,6 +104,7 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
         try:
             return train_step(phase, batch, measure)
         finally:
+            scales.append(phase.scaler.get_scale())
             after = everything(phase)
             changed[phase.step] = [name for name in before if not torch.equal(before[name], after[name])]
             poisoned.extend(name for name, tensor in after.items() if not bool(torch.isfinite(tensor).all()))
@@ -101,7 +112,7 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
     monkeypatch.setattr(Phase, "_train_step", step)
     steps = 2 * len(cases) + 1
     options = ["--teacher-epochs", "1", "--max-steps", str(steps), "--no-check-teacher", "--epochs", "4"]
-    assert train.main([*TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    assert train.main([*TINY, *options, "--device", device, "--amp", amp, "--out", str(tmp_path / "run")]) == 0
     assert len(changed) == steps
     out = " ".join(capsys.readouterr().out.split())
     for number, names in changed.items():
@@ -119,7 +130,12 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
     assert lines[1]["loss"] is None  # valid JSON, which knows no NaN
     assert "NaN" not in (tmp_path / "run" / "student" / "metrics.jsonl").read_text()
     _, _, state = load_state(list_checkpoints(tmp_path / "run" / "student" / "checkpoints")[-1])
-    assert (state["skipped"], state["skipped_in_a_row"]) == (len(cases), 0)
+    assert (state["step"], state["skipped"], state["skipped_in_a_row"]) == (steps, len(cases), 0)
+    # A loss that is not finite by a number added to it has a gradient all the same.
+    halved = [i in step_of and step_of[i][0] != "loss" for i in range(steps)]
+    expected = [SCALE / 2**n for n in itertools.accumulate(halved)] if amp == "fp16" else [1.0] * steps
+    assert scales == expected
+    assert state["scaler"].get("scale", 1.0) == expected[-1]
     print(f"F13: {len(cases)} injections, {out.count('step skipped')} steps skipped, nothing changed")
 
 
@@ -189,6 +205,19 @@ def test_counts_and_loss_scale_come_back_with_a_checkpoint() -> None:
     Phase._load(phase, phase.model.state_dict(), {}, {**STATE, "scaler": other.state_dict()})
     assert phase.scaler.state_dict()["scale"] == 1024
     assert {key: getattr(phase, key) for key in STATE} == STATE
+
+
+def test_momentum_comes_back_in_the_layout_of_its_weights() -> None:
+    """A checkpoint has all tensors contiguous; the weights of convolutions are channels_last."""
+    phase = bare_phase()
+    phase.model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    phase.optimizer = torch.optim.SGD(phase.model.parameters(), 0.1)
+    saved = {f"momentum.{i}": torch.randn(p.shape) for i, p in enumerate(phase.model.parameters())}
+    Phase._load(phase, phase.model.state_dict(), saved, {**STATE, "scaler": phase.scaler.state_dict()})
+    for (parameter, state), momentum in zip(phase.optimizer.state.items(), saved.values(), strict=True):
+        assert torch.equal(state["momentum_buffer"], momentum)
+        assert state["momentum_buffer"].stride() == parameter.stride()
+        assert not state["momentum_buffer"].requires_grad
 
 
 @pytest.mark.parametrize(

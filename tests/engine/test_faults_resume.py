@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from devices import each_device
 from fault_runs import QUICK, STEPS, TinyRun, digest, steps_done
 
 KILLS = 25
@@ -38,15 +41,19 @@ def moments(count: int, seed: int) -> list[tuple[int, float, str]]:
     ]
 
 
-def test_f01_killed_three_times_mid_epoch(tmp_path: Path, quick_whole: dict[str, str]) -> None:
+@each_device
+def test_f01_killed_three_times_mid_epoch(
+    tmp_path: Path, device: str, quick_whole_on: Callable[[str], dict[str, str]]
+) -> None:
     """Kills in the second epoch of the teacher, and in the second and the third of the student."""
-    out = tmp_path / "run"
-    run_and_kill(out, 9, 0.05, *QUICK)
-    run_and_kill(out, 19, 0.1, *QUICK, "--resume", "--workers", "1")
-    run_and_kill(out, 26, 0.0, *QUICK, "--resume")
-    resume(out, *QUICK)
-    assert digest(out) == quick_whole
+    out, options = tmp_path / "run", [*QUICK, "--device", device]
+    run_and_kill(out, 9, 0.05, *options)
+    run_and_kill(out, 19, 0.1, *options, "--resume", "--workers", "1")
+    run_and_kill(out, 26, 0.0, *options, "--resume")
+    resume(out, *options)
+    assert digest(out) == quick_whole_on(device)
     text = (tmp_path / "run.txt").read_text()
+    assert len(re.findall(rf"^ *device +{device} \(", text, re.MULTILINE)) == 4
     assert text.count("teacher: going on from") == 3
     assert text.count("student: going on from") == 2
 

@@ -171,7 +171,8 @@ def combine_losses(
     """
     task, positives, distill = losses.task, losses.positives, losses.distill
     own = [torch.stack([task["classification"], task["bbox_regression"]]).detach(), positives.view(1)]
-    own.append(torch.tensor([number in received for number in STOP_SIGNALS], device=positives.device))
+    flags = torch.tensor([number in received for number in STOP_SIGNALS])
+    own.append(flags.to(positives.device, non_blocking=True))  # else the host would wait here for the forward pass
     if distill is not None:
         own += [distill.level_losses.detach() * distill.masked, distill.masked, distill.coverage]
     sums = ranks.sum(torch.cat([part.double() for part in own]))
@@ -303,7 +304,8 @@ class Phase:
             if (momentum := optimizer.get(f"momentum.{i}")) is not None:
                 if momentum.shape != parameter.shape or momentum.dtype != parameter.dtype:
                     raise ValueError(f"momentum {i} is {momentum.dtype} {tuple(momentum.shape)}")
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+                # in the layout that it has in a run without a stop, or a GPU would update the weights one by one
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
         self.scaler.load_state_dict(state["scaler"])
         for name in ("step", "skipped", "skipped_in_a_row", "log_bytes"):
             if type(state[name]) is not int or not 0 <= state[name] < 2**63:

@@ -5,6 +5,7 @@ Sizes in shapes: B images, A anchors (level, row, column, anchor order), K ancho
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -253,17 +254,17 @@ class RetinaNet(nn.Module):
             matched = torch.where(ignored, -2, matched)
         positive = matched >= 0
 
-        # One gather for the whole batch, without a host synchronisation: unmatched anchors point at a dummy at the end.
-        counts = torch.tensor([0, *(len(b) for b in boxes)], device=matched.device)
-        starts = counts.cumsum(0)[:-1, None]
-        dummy = logits.new_tensor([[0.0, 0.0, 1.0, 1.0]])
-        index = torch.where(positive, matched + starts, sum(len(b) for b in boxes))
-        matched_boxes = torch.cat([*boxes, dummy])[index]
-        labels = torch.cat([*(t["labels"] for t in targets), counts.new_zeros(1)])[index]
+        # One gather for the whole batch, without a host synchronisation, so nothing is copied to the device: unmatched
+        # anchors point at a dummy at the end, itself an anchor.
+        anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in predictions.grids])
+        *starts, total = itertools.accumulate((len(b) for b in boxes), initial=0)
+        first = torch.cat([matched.new_full((1, 1), start) for start in starts])
+        index = torch.where(positive, matched + first, total)
+        matched_boxes = torch.cat([*boxes, anchors[:1].float()])[index]
+        labels = torch.cat([*(t["labels"] for t in targets), matched.new_zeros(1)])[index]
 
         one_hot = F.one_hot(labels, self.num_classes).to(logits.dtype) * positive[..., None]
         focal = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2.0, reduction="none")
-        anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in predictions.grids])
         l1 = (deltas - encode_boxes(matched_boxes, anchors)).abs()
         sums = {
             "classification": (focal * (matched != -2)[..., None]).sum(),

@@ -22,14 +22,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from zoominnet import evaluate, train
 from zoominnet.config import TrainConfig
-from zoominnet.data import BatchPlan
+from zoominnet.data import BatchPlan, ImageRecord, Split
 from zoominnet.data import __main__ as data_command
+from zoominnet.data.records import DataReport
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import ModelInfo, list_checkpoints, load_model
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.inference import no_detections
 from zoominnet.engine.run import Run, check_teacher_fits, evaluation_command
 from zoominnet.engine.trainer import Validation
 from zoominnet.errors import UserError
+from zoominnet.evaluation import Detections
 from zoominnet.models import build_model
 
 Train = Callable[..., int]
@@ -286,6 +289,45 @@ def test_what_a_run_trains_on_and_validates_on(tmp_path: Path) -> None:
     assert (len(train_set), train_set.size, train_set.resize) == (3, 128, "letterbox")
     assert (train_set.flip, train_set.seed, train_set.strict) == (True, 5, True)
     assert [record.image_id for record in run.val.records] == [0, 1]
+
+
+def test_a_run_validates_on_images_as_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def predict(model: object, split: Split, **options: Any) -> tuple[list[Detections], int]:
+        seen.update(options)
+        return [no_detections()], 0
+
+    monkeypatch.setattr("zoominnet.engine.run.predict_split", predict)
+    config = TrainConfig(resize="letterbox", strict=True, batch_size=6, device="cpu", out=tmp_path / "run")
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu"), 0, 3))
+    run.val = Split("val", [ImageRecord(None, 0, 9, 9)], ("a",), (1,), DataReport())
+    assert run._validate(None).values["images"] == 1  # type: ignore[arg-type]
+    assert (seen["resize"], seen["strict"], seen["batch_size"]) == ("letterbox", True, 2)
+
+
+def test_a_new_model_is_what_the_options_say(tmp_path: Path) -> None:
+    options = {"backbone": "resnet18", "weights": "none", "image_size": 64, "channels": 8, "device": "cpu"}
+    config = TrainConfig(**options, la_predictor="plain", out=tmp_path / "run")
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
+    run.val = SimpleNamespace(class_names=("a", "b"))  # type: ignore[assignment]
+    for name, size in (("teacher", 128), ("la", 64)):
+        model = run._new_model(name)
+        assert (model.name, model.image_size, model.num_classes, model.channels) == (name, size, 2, 8)
+        assert model.la_predictor == "plain"
+
+
+@pytest.mark.parametrize(("own", "epochs"), [(None, 5), (3, 3)])
+def test_a_teacher_may_have_epochs_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, epochs: int
+) -> None:
+    config = TrainConfig(epochs=5, teacher_epochs=own, check_teacher=False, device="cpu", out=tmp_path / "run")
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
+    trained: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(run, "_train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(run, "_load", lambda path: (None, TEACHER))
+    run._obtain_teacher({})
+    assert trained == [("teacher", "teacher", epochs, None)]
 
 
 def test_the_command_that_measures_what_a_run_measured() -> None:

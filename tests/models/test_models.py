@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import _utils as det_utils
 from torchvision.ops import FeaturePyramidNetwork, box_iou
+from torchvision.transforms.v2.functional import normalize
 
 from zoominnet.evaluation import count_gflops
 from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
+from zoominnet.models.backbone import ResNetStages
 from zoominnet.models.boxes import decode_boxes, encode_boxes
 from zoominnet.models.fpn import FeaturePyramid, halve
 from zoominnet.models.retinanet import REGIONS_AT_A_TIME, Predictions, base_anchors, inside_ignored, pad_to_batch
@@ -31,6 +33,21 @@ def test_gflops_are_those_of_table_3(name: str) -> None:
     print(f"{name} at {size} px: {ours:.2f} GFLOPs (multiply-adds), Table 3: {paper}, {ours / paper - 1:+.2%}")
     # The paper's counter adds biases and activations (PEERS section 0, finding 5), fvcore does not.
     assert ours == pytest.approx(paper, rel=0.005)
+
+
+def test_images_are_normalised_as_torchvisions_weights_need_it() -> None:
+    model, images = tiny("snet").eval(), torch.rand(1, 3, 64, 64)
+    preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    with torch.no_grad():
+        expected = model.fpn(model.backbone(normalize(images, preset.mean, preset.std)))
+        torch.testing.assert_close(model.features(images), expected)
+
+
+def test_a_kernel_backend_is_that_of_every_part() -> None:
+    model = tiny("la")
+    model.set_kernel_backend("reference")
+    parts = (model.fpn, model.head.classification, model.head.regression)
+    assert {model.kernel_backend, *(part.backend for part in parts)} == {"reference"}
 
 
 def test_base_anchors_by_hand() -> None:
@@ -257,7 +274,7 @@ def test_detections_of_an_image_are_those_it_has_alone() -> None:
 
 
 def test_the_same_box_in_two_classes_and_scores_about_the_threshold() -> None:
-    model = tiny("fa", score_threshold=0.25, candidates=2).eval()
+    model = tiny("fa", score_threshold=0.25, candidates=3).eval()
     predictions = random_predictions(model, 1)
     logits = [torch.full_like(x, -9.0) for x in predictions.logits]
     deltas = [torch.zeros_like(x) for x in predictions.deltas]
@@ -268,9 +285,9 @@ def test_the_same_box_in_two_classes_and_scores_about_the_threshold() -> None:
     torch.testing.assert_close(found["boxes"], torch.tensor([[14.0, 14.0, 26.0, 26.0]] * 2))
     torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.26]))
     assert found["labels"].tolist() == [0, 2]
-    logits[0][0, anchor + 9] = 0.0  # three more, of which two are candidates and the third is not
+    logits[0][0, anchor + 4 * 9] = 0.0  # score 0.5 for each of three classes, elsewhere: only two are candidates
     found = model.detections(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
-    torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.5]))
+    torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.5, 0.5]))
 
 
 def test_detections_keep_the_best_of_the_image() -> None:
@@ -361,6 +378,29 @@ def test_freezing_as_in_the_authors_configurations() -> None:
     partly = tiny("fa", frozen_stages=1).train()
     assert not partly.backbone.layer1[0].bn1.training
     assert partly.backbone.layer2[0].bn1.training
+
+
+def test_stride_in_1x1_moves_the_stride_of_every_stage() -> None:
+    for in_1x1, expected in ((False, [(1, 2)] * 3), (True, [(2, 1)] * 3)):
+        stages = ResNetStages("resnet50", stride_in_1x1=in_1x1)
+        first = [layer[0] for layer in (stages.layer2, stages.layer3, stages.layer4)]
+        assert [(block.conv1.stride[0], block.conv2.stride[0]) for block in first] == expected
+        assert [tuple(c.shape[1:]) for c in stages.eval()(torch.zeros(1, 3, 64, 64))] == [
+            (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2),
+        ]  # fmt: skip
+
+
+def test_initial_values_are_those_of_the_papers() -> None:
+    """RetinaNet: normal, 0.01, and a prior of 0.01. Pyramid, as torchvision's: uniform within sqrt(3 / fan in)."""
+    model = tiny("fa")
+    prior = model.head.classification.predict.bias.sigmoid()
+    torch.testing.assert_close(prior, torch.full((27,), 0.01))
+    for subnet in (model.head.classification, model.head.regression):
+        for conv in (*subnet.tower, subnet.predict):
+            assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    for conv in (*model.fpn.lateral.values(), *model.fpn.output.values(), *model.fpn.extra.values()):
+        assert conv.weight.abs().max().item() == pytest.approx((3 / conv.weight[0].numel()) ** 0.5, rel=0.01)
+        assert not conv.bias.any()
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])

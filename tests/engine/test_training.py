@@ -280,7 +280,7 @@ def test_a_teacher_that_finds_little_is_reported(
 
 def test_what_a_run_trains_on_and_validates_on(tmp_path: Path) -> None:
     config = TrainConfig(
-        image_size=64, synthetic_images=(3, 4), val_images=2, seed=5, resize="letterbox", strict=True, device="cpu",
+        image_size=64, synthetic_images=(3, 5), val_images=4, seed=5, resize="letterbox", strict=True, device="cpu",
         out=tmp_path / "run",
     )  # fmt: skip
     run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
@@ -288,7 +288,7 @@ def test_what_a_run_trains_on_and_validates_on(tmp_path: Path) -> None:
     train_set = run.train_set
     assert (len(train_set), train_set.size, train_set.resize) == (3, 128, "letterbox")
     assert (train_set.flip, train_set.seed, train_set.strict) == (True, 5, True)
-    assert [record.image_id for record in run.val.records] == [0, 1]
+    assert [record.image_id for record in run.val.records] == [0, 1, 2, 3]
 
 
 def test_a_run_validates_on_images_as_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
     make gpu-check                                  # or: python3 benchmarks/gpu_check.py
     python3 benchmarks/gpu_check.py --only build tests --limit 540 --out /tmp/report
 
-Needs a CUDA device, nvcc, and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis, and for the benchmarks
-and the faults what the package depends on, for the faults psutil too; no network and no virtual environment. The libraries are built into the source tree.
+Needs a CUDA device, nvcc, and torch with pytest, pytest-timeout, pytest-benchmark and hypothesis; for the benchmarks and
+the faults what the package depends on, for the faults psutil too; no network and no virtual environment. The libraries
+are built into the source tree.
 
 report.json and report.md are written after each step. Calls with --only, on the same sources and kind of GPU, add up to
 one report, which says "passed" when every step has passed. The exit status is of this call's steps: 0 when all passed, 1

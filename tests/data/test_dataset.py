@@ -86,6 +86,10 @@ class TestGeometry:
             geometry.to_output(torch.tensor([[0.0, 0, 33, 100]])), torch.tensor([[21.0, 0, 42, 64]])
         )
 
+    def test_the_inner_size_survives_the_rounding_of_the_scale(self) -> None:
+        assert 49 * (1 / 49) < 1
+        assert ResizeGeometry.fit(49, 49, 1, "squash").inner_size == (1, 1)
+
     def test_flipped_by_hand(self) -> None:
         geometry = ResizeGeometry.fit(40, 20, 16, "squash", flipped=True)
         torch.testing.assert_close(
@@ -161,6 +165,9 @@ class TestImages:
         assert output[:, 0, 0].tolist() == [124, 116, 104]
         assert (output[:, :2] == output[:, :1, :1]).all()
         assert (output[:, 6:] == output[:, :1, :1]).all()
+        # 4 of 7 columns are the image's: of the other three, one is left of it
+        odd = resize_image(torch.full((3, 7, 4), 255, dtype=torch.uint8), ResizeGeometry.fit(4, 7, 7, "letterbox"))
+        assert (odd == 255).all(dim=(0, 1)).tolist() == [False, True, True, True, True, False, False]
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
     def test_student_image_is_the_half_size_bilinear_image(self, dtype: torch.dtype) -> None:

@@ -194,6 +194,20 @@ def test_f09_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
     assert split.report.lines(1)[0] == "note: 2 x clipped to the image"
 
 
+@pytest.mark.parametrize("box", [(-5, 9, 20, 20), (9, -5, 20, 20), (90, 9, 20, 20), (9, 70, 20, 20)])
+def test_clipping_at_one_side_is_noted(box: tuple[int, int, int, int]) -> None:
+    collector = BoxCollector(WIDTH, HEIGHT, DataReport())
+    collector.add(*box, 0, "here", ignored=False)
+    assert collector.report.counts == {"clipped to the image": 1}
+
+
+def test_a_side_under_one_pixel_in_float32_is_dropped() -> None:
+    """From 16384 on float32 has steps of 0.00195, so that 1 px becomes 16384.5 - 16383.50098."""
+    collector = BoxCollector(20_000, 10, DataReport())
+    collector.add(16383.5006, 0, 1, 5, 0, "here", ignored=False)
+    assert collector.report.counts == {"side under 1 px": 1}
+
+
 def test_f09_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
     split = read_line(tmp_path, "99,79,1,1,1,1,0,0\n0,0,1,1,1,1,0,0\n-9,3,10,5,1,1,0,0")
     np.testing.assert_array_equal(split.records[0].boxes, [[99, 79, 100, 80], [0, 0, 1, 1], [0, 3, 1, 8]])
@@ -614,6 +628,7 @@ def test_f08_the_limit_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [record.image_id for record in split.records] == [2]
     assert data_command.main(["check", str(tmp_path), "--max-megapixels", "0.01", "--strict"]) == 1
     assert "a.jpg: 101x100 px is over the limit of 0.01 megapixels" in capsys.readouterr().out
+    assert len(open_split(tmp_path, "train", max_pixels=178_000_000).records) == 2
     for wrong in (0, 178_000_001):
         with pytest.raises(DataError, match=r"max-megapixels\): .* are not over 0 and at most 178"):
             open_split(tmp_path, "train", max_pixels=wrong)
@@ -629,9 +644,10 @@ def test_a_linked_data_folder_and_odd_names_work(tmp_path: Path) -> None:
     assert not split.report
 
 
-def test_exif_rotation_is_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", [2, 6, 8])
+def test_exif_rotation_is_noted(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
     make_image(folder / "images" / "a.jpg", exif=exif)
     split = open_split(tmp_path, "train", strict=True)
@@ -672,6 +688,19 @@ def test_a_name_that_only_contains_a_split_s_word_is_not_taken_for_it(tmp_path: 
     visdrone(tmp_path / "constraint", {"a": "1,2,3,4,1,1,0,0"})
     with pytest.raises(DataError, match=r"no split 'train': found constraint \(visdrone\)"):
         open_split(tmp_path, "train")
+
+
+def test_a_name_with_the_words_of_two_splits_is_taken_for_neither(tmp_path: Path) -> None:
+    visdrone(tmp_path / "train_val", {"a": "1,2,3,4,1,1,0,0"})
+    for asked in ("train", "val"):
+        with pytest.raises(DataError, match=rf"no split '{asked}': found train_val"):
+            open_split(tmp_path, asked)
+
+
+def test_hidden_folders_and_deeper_ones_hold_no_splits(tmp_path: Path) -> None:
+    for folder in ("a/train", ".trash/val", "a/b/test"):
+        visdrone(tmp_path / folder, {"a": "1,2,3,4,1,1,0,0"})
+    assert list(find_splits(tmp_path)) == ["train"]
 
 
 def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
@@ -789,6 +818,8 @@ def test_f09_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: 
         ("text", "malformed image entry"),
         ({"file_name": "./a.jpg"}, "duplicate image entry"),
         ({"width": 80, "height": 100}, "image size differs from the json"),
+        ({"width": 99, "height": 80}, "image size differs from the json"),
+        ({"width": 100, "height": 79}, "image size differs from the json"),
     ],
 )
 def test_f09_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> None:
@@ -978,6 +1009,13 @@ def test_one_class_keeps_any_class_and_own_class_regions_apart(tmp_path: Path) -
     assert_same_records(split, open_split(tmp_path, "val"))
 
 
+def test_an_object_stays_one_whatever_its_other_keys_say(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "a.jpg")
+    annotation = {"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4], "any_class": 1}
+    coco(tmp_path / "instances_val.json", annotations=[annotation])
+    assert open_split(tmp_path, "val").records[0].labels.tolist() == [1]
+
+
 def test_writing_never_harms_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
     split = open_split(tmp_path, "train")
@@ -1138,7 +1176,7 @@ def test_data_yaml(tmp_path: Path, document: str, layout_split_first: bool) -> N
         ("train: images/train\nnames: [a]\nnc: 2", r"names: not a list of 2 names \(nc\)"),
         ("train: images/train\nnames: a", "nc: None is not a number of classes|not a list"),
         ("train: images/train\nnc: -1", "nc: -1 is not a number of classes"),
-        ("train: images/train\nnc: 1000000000", "is not a number of classes from 1 to 10000"),
+        ("train: images/train\nnc: 10001", "is not a number of classes from 1 to 10000"),
         ("train: images/train\nnames: {1: a}", "the class numbers must be 0 to 0"),
         ("train: images/train\nnames: []", "nc: 0 is not a number of classes"),
     ],
@@ -1152,6 +1190,25 @@ def test_bad_data_yaml(tmp_path: Path, document: str | bytes, reason: str) -> No
         open_split(root, "train")
     assert str(caught.value).startswith((str(path), str(root / "labels" / "bare")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        ("names: {1: bird, 0: drone}", ("drone", "bird")),
+        ("nc: 10000", tuple(f"class{index}" for index in range(10_000))),
+    ],
+)
+def test_class_names_of_a_data_yaml(tmp_path: Path, classes: str, names: tuple[str, ...]) -> None:
+    yolo(tmp_path, "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    put(tmp_path / "data.yaml", f"train: images/train\n{classes}")
+    assert open_split(tmp_path, "train").class_names == names
+
+
+def test_labels_lie_beside_the_innermost_folder_of_images(tmp_path: Path) -> None:
+    yolo(tmp_path, "images/train", {"a": "0 0.5 0.5 0.1 0.1"}, split_first=True)
+    put(tmp_path / "data.yaml", "train: images/train/images\nnames: [drone]")
+    assert len(open_split(tmp_path, "train").records[0].boxes) == 1
 
 
 @pytest.mark.parametrize("base", ["../set", "{}/set", "../yaml/../set"])

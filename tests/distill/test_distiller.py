@@ -87,6 +87,7 @@ def test_teacher_stays_frozen_and_out_of_the_student() -> None:
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     student.train()
     assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
     images = torch.rand(1, 3, 2 * SIZE, 2 * SIZE)
     features = student.features(torch.nn.functional.avg_pool2d(images, 2))
     out = distiller(features, distiller.teacher_maps(images), student.anchor_grids, BOXES[:1])
@@ -149,6 +150,19 @@ def test_best_level_uses_each_box_once() -> None:
         assert np.array_equal(mask[0].numpy(), naive_mask(grid.boxes(), own, 0.5))
 
 
+def test_one_scope_for_all_levels() -> None:
+    """A 12 px box that is an anchor of stride 4 has an IoU of at most 0.25 with those of the other levels."""
+    student, teacher = pair("fa")
+    boxes = [torch.tensor([[14.0, 14.0, 26.0, 26.0]])]
+    level, everywhere = (
+        Distiller(student, teacher, DistillOptions(scope=scope, threshold=0.5)).masks(student.anchor_grids, boxes)
+        for scope in ("level", "all")
+    )
+    assert all(mask.any() for mask in level)
+    assert torch.equal(everywhere[0], level[0])
+    assert not any(mask.any() for mask in everywhere[1:])
+
+
 def test_no_boxes_at_all_is_zero_and_in_the_graph() -> None:
     student, teacher = pair("la")
     distiller = Distiller(student, teacher, DistillOptions())
@@ -171,6 +185,8 @@ def test_warmup_rises_linearly() -> None:
         ({"name": "teacher", "image_size": 128}, {"name": "teacher", "image_size": 256}, "cannot distil from 'teacher' into 'teacher'"),
         ({"name": "fa", "image_size": 128}, {"name": "teacher", "image_size": 128}, "128 px, is not twice the student's, 128 px"),
         ({"name": "fa", "image_size": 64}, {"name": "teacher", "image_size": 128, "num_classes": 5}, "knows 5 classes, the student 10"),
+        ({"name": "fa", "image_size": 64, "num_classes": 5}, {"name": "teacher", "image_size": 128}, "knows 10 classes, the student 5"),
+        ({"name": "fa", "image_size": 64, "channels": 8}, {"name": "teacher", "image_size": 128, "channels": 16}, "have 16 channels, the student's 8"),
         ({"name": "la", "image_size": 96}, {"name": "teacher", "image_size": 192}, "96 px; .* 'la' needs a multiple of 128"),
     ],
 )  # fmt: skip

@@ -110,6 +110,41 @@ def exchange_alone(name: str) -> int:
     return 0
 
 
+def collect(out: str) -> int:
+    """Saves what this rank gets of values that tell the ranks apart. Of rank 1 alone torchrun's folder says that the run
+    had begun, and it comes late to the wait."""
+    rank, folder = int(os.environ["RANK"]), Path(out)
+    launch = folder / f"launch{rank}"
+    launch.mkdir()
+    os.environ["TORCHELASTIC_ERROR_FILE"] = str(launch / "attempt_0" / "0" / "error.json")
+    if rank == 1:
+        (launch / "zoominnet-run-begun").touch()
+    with join_ranks("cpu", 60) as ranks:
+        if rank == 1:
+            time.sleep(0.5)
+            (folder / "late").touch()
+        ranks.wait()
+        norm = torch.nn.BatchNorm2d(1)
+        norm.running_mean.fill_(5 + rank)  # type: ignore[union-attr]
+        found = {
+            "waited": (folder / "late").exists(),
+            "begun": ranks.begun,
+            "shared": ranks.share({"é": rank}),
+            "sum": ranks.sum(torch.tensor([1.0, rank])).tolist(),
+            "gathered": [rows.tolist() for rows in ranks.gather(torch.full((2 * rank, 1), rank))],
+        }
+        ranks.share_buffers(norm)
+        found["buffer"] = norm.running_mean.tolist()  # type: ignore[union-attr]
+        for deterministic in (False, True):
+            layer = torch.nn.Linear(1, 1, bias=False)
+            layer.weight.data.fill_(7 + rank)
+            wrapped = ranks.wrap(layer, deterministic=deterministic)
+            wrapped(torch.tensor([[2.0 + 4 * rank]])).sum().backward()
+            found[f"wrapped {deterministic}"] = [layer.weight.item(), layer.weight.grad.item()]  # type: ignore[union-attr]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    return 0
+
+
 def _rank(
     rank: int,
     size: int,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from zoominnet.data import DetectionDataset, ImageRecord, Split, open_split
+from zoominnet.data import ANY_CLASS, DetectionDataset, ImageRecord, Split, open_split
+from zoominnet.data.records import DataReport
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
 from zoominnet.engine.distributed import Ranks
@@ -133,6 +135,29 @@ def test_f07_a_resumed_run_tells_that_its_data_have_changed(tmp_path: Path) -> N
     assert len(changes_in_data(file, describe_data(same))) == 1  # one split for both, and no longer the one it was
     file.write_text("[")
     assert "is missing or damaged" in changes_in_data(file, describe_data(splits()))[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_id": 8},
+        {"width": 99},
+        {"height": 79},
+        {"boxes": np.array([[1, 2, 3, 5]], dtype=np.float32)},
+        {"labels": np.array([1])},
+        {"ignored": np.array([[5, 6, 7, 9]], dtype=np.float32)},
+        {"ignored_labels": np.array([0])},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_field_of_a_record_is_in_the_digest_of_the_data(change: dict[str, Any]) -> None:
+    box, region = (np.array([corners], dtype=np.float32) for corners in ([1, 2, 3, 4], [5, 6, 7, 8]))
+    record = ImageRecord(Path("a.jpg"), 7, 100, 80, box, np.array([0]), region, np.array([ANY_CLASS]))
+    digests = {
+        describe_data({"training": Split("train", [each], ("a", "b"), (1, 2), DataReport())})["training"]["sha256"]
+        for each in (record, replace(record, path=Path("b.jpg")), replace(record, **change))
+    }
+    assert len(digests) == 2  # a moved data set is the same
 
 
 def test_f07_strict_training_stops_at_a_file_that_breaks(

@@ -166,6 +166,22 @@ def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, t
                 assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+def test_what_each_of_two_ranks_gets_by_hand(tmp_path: Path) -> None:
+    statuses, talk = run_in_ranks(rank_jobs.collect, 2, tmp_path, str(tmp_path))
+    assert statuses == [0, 0], talk
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
+            "waited": True,
+            "begun": True,
+            "shared": {"é": 0},
+            "sum": [2, 1],
+            "gathered": [[], [[1], [1]]],
+            "buffer": [5],
+            "wrapped False": [7, 4],  # the first rank's weight, the mean of 2 and 6
+            "wrapped True": [7, 4],
+        }
+
+
 def test_f13_nan_on_one_rank_is_skipped_by_all_and_ends_the_run(options: list[str], tmp_path: Path) -> None:
     arguments = [*options, "--no-distill", "--epochs", "6", "--keep-checkpoints", "9", "--val-images", "1"]
     nan = {"do": "nan", "rank": 1, "phase": "student", "step": 2}
@@ -335,6 +351,13 @@ def test_batchnorm_that_trains_on_shares_is_reported() -> None:
     assert "results depend on the number of processes (2)" in str(ranks(2).synchronise_batchnorm(model))
     frozen = build_model("snet", "resnet18", image_size=64, channels=8, norm_eval=True)
     assert ranks(2).synchronise_batchnorm(frozen) is None
+
+
+def test_batchnorm_that_trains_on_gpus_is_synchronised() -> None:
+    for size, expected in ((1, False), (2, True)):
+        model = build_model("snet", "resnet18", image_size=64, channels=8)
+        assert Ranks(torch.device("cuda"), 0, size).synchronise_batchnorm(model) is None
+        assert isinstance(model.backbone.bn1, torch.nn.SyncBatchNorm) == expected
 
 
 def test_synchronised_batchnorm_is_frozen_and_thawed_as_the_plain_one() -> None:

@@ -6,22 +6,34 @@ import os
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zoominnet import evaluate, train
-from zoominnet.data import BatchPlan
+from zoominnet.config import TrainConfig
+from zoominnet.data import BatchPlan, ImageRecord, Split
 from zoominnet.data import __main__ as data_command
+from zoominnet.data.records import DataReport
 from zoominnet.engine import trainer
-from zoominnet.engine.checkpoint import list_checkpoints, load_model
+from zoominnet.engine.checkpoint import ModelInfo, list_checkpoints, load_model
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.inference import no_detections
+from zoominnet.engine.run import Run, check_teacher_fits, evaluation_command
+from zoominnet.engine.trainer import Validation
+from zoominnet.errors import UserError
+from zoominnet.evaluation import Detections
+from zoominnet.models import build_model
 
 Train = Callable[..., int]
 
@@ -216,6 +228,116 @@ def test_a_teacher_from_another_run(tiny_train: Train, tmp_path: Path, capsys: p
         assert message in capsys.readouterr().err
     assert tiny_train("--teacher", str(tmp_path / "first" / "student"), out="wrong") == 2
     assert "holds a 'snet'; name the teacher folder of a run" in capsys.readouterr().err
+
+
+TEACHER = ModelInfo("teacher", "resnet18", 2, 128, 16, False, ("a", "b"), (1, 2), {}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"name": "fa"}, "holds a 'fa'; name the teacher folder"),
+        ({"backbone": "resnet34"}, "this run's resnet18; give --backbone resnet34"),
+        ({"image_size": 192}, "trained at 192 px, .* is 128 px; give --image-size 96"),
+        ({"channels": 8}, "have 8 channels, this run's 16; give --channels 8"),
+        ({"config": {"resize": "letterbox"}}, "with --resize letterbox, this run has squash"),
+        ({"class_names": ("b", "a")}, "has the classes b, a, synthetic a, b"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(change: dict[str, Any], message: str | None) -> None:
+    config = TrainConfig(backbone="resnet18", image_size=64, channels=16, teacher="there")
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_teacher_fits(config, replace(TEACHER, **change), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("ap", "trained", "warning"),
+    [
+        (0.41, 0.5, ""),
+        (0.39, 0.5, "teacher: AP 0.3900 here but 0.5000 when it was trained: other data, or not loaded right"),
+        (0.005, None, "teacher: AP below 0.01: there is next to nothing to learn from it"),
+        (None, 0.5, "teacher: val has no boxes to measure it on"),
+    ],
+)
+def test_a_teacher_that_finds_little_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ap: float | None, trained: float | None, warning: str
+) -> None:
+    options = {"backbone": "resnet18", "image_size": 64, "channels": 16, "teacher": "there", "device": "cpu"}
+    run = Run(TrainConfig(**options, out=tmp_path / "run"), Console(quiet=True), Ranks(torch.device("cpu")))
+    run.train_set = SimpleNamespace(split=SimpleNamespace(class_names=("a", "b")))  # type: ignore[assignment]
+    run.val = SimpleNamespace(name="val")  # type: ignore[assignment]
+    teacher = build_model("teacher", "resnet18", num_classes=2, image_size=128, channels=16)
+    monkeypatch.setattr(run, "_load", lambda path: (teacher, replace(TEACHER, ap=trained)))
+    monkeypatch.setattr(run, "_validate", lambda model: Validation(ap or math.nan, {"AP": ap}))
+    said: list[str] = []
+    monkeypatch.setattr(run, "warn", said.append)
+    rows: dict[str, dict[str, Any]] = {}
+    assert run._obtain_teacher(rows) is teacher
+    assert rows["teacher"]["AP"] == ap
+    assert [line[: len(warning)] for line in said] == ([warning] if warning else [])
+
+
+def test_what_a_run_trains_on_and_validates_on(tmp_path: Path) -> None:
+    config = TrainConfig(
+        image_size=64, synthetic_images=(3, 5), val_images=4, seed=5, resize="letterbox", strict=True, device="cpu",
+        out=tmp_path / "run",
+    )  # fmt: skip
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
+    run._load_data()
+    train_set = run.train_set
+    assert (len(train_set), train_set.size, train_set.resize) == (3, 128, "letterbox")
+    assert (train_set.flip, train_set.seed, train_set.strict) == (True, 5, True)
+    assert [record.image_id for record in run.val.records] == [0, 1, 2, 3]
+
+
+def test_a_run_validates_on_images_as_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def predict(model: object, split: Split, **options: Any) -> tuple[list[Detections], int]:
+        seen.update(options)
+        return [no_detections()], 0
+
+    monkeypatch.setattr("zoominnet.engine.run.predict_split", predict)
+    config = TrainConfig(resize="letterbox", strict=True, batch_size=6, device="cpu", out=tmp_path / "run")
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu"), 0, 3))
+    run.val = Split("val", [ImageRecord(None, 0, 9, 9)], ("a",), (1,), DataReport())
+    assert run._validate(None).values["images"] == 1  # type: ignore[arg-type]
+    assert (seen["resize"], seen["strict"], seen["batch_size"]) == ("letterbox", True, 2)
+
+
+def test_a_new_model_is_what_the_options_say(tmp_path: Path) -> None:
+    options = {"backbone": "resnet18", "weights": "none", "image_size": 64, "channels": 8, "device": "cpu"}
+    config = TrainConfig(**options, la_predictor="plain", out=tmp_path / "run")
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
+    run.val = SimpleNamespace(class_names=("a", "b"))  # type: ignore[assignment]
+    for name, size in (("teacher", 128), ("la", 64)):
+        model = run._new_model(name)
+        assert (model.name, model.image_size, model.num_classes, model.channels) == (name, size, 2, 8)
+        assert model.la_predictor == "plain"
+
+
+@pytest.mark.parametrize(("own", "epochs"), [(None, 5), (3, 3)])
+def test_a_teacher_may_have_epochs_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, epochs: int
+) -> None:
+    config = TrainConfig(epochs=5, teacher_epochs=own, check_teacher=False, device="cpu", out=tmp_path / "run")
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
+    trained: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(run, "_train", lambda *arguments: trained.append(arguments))
+    monkeypatch.setattr(run, "_load", lambda path: (None, TEACHER))
+    run._obtain_teacher({})
+    assert trained == [("teacher", "teacher", epochs, None)]
+
+
+def test_the_command_that_measures_what_a_run_measured() -> None:
+    words = ["python", "-m", "zoominnet.evaluate", "best one", "--data"]
+    config = TrainConfig(synthetic_images=(3, 4), seed=7, val_split="test")
+    scenes = ["synthetic", "--split", "test", "--synthetic-images", "4", "--seed", "7"]
+    assert shlex.split(evaluation_command(config, Path("best one"))) == [*words, *scenes]
+    config = TrainConfig(data="my data", data_format="coco", images="my images", seed=7)
+    files = ["my data", "--split", "val", "--data-format", "coco", "--images", "my images"]
+    assert shlex.split(evaluation_command(config, Path("best one"))) == [*words, *files]
 
 
 def test_steps_that_are_not_finite_change_nothing(

@@ -94,6 +94,12 @@ def test_two_boxes_three_detections():
     assert result.classes[0].ap50 == result.ap50
 
 
+def test_a_box_that_only_the_first_threshold_takes():
+    result = evaluate_one(record([BOX], [0]), detections([[0, 0, 10, 5.2]], [0.9], [0]))  # IoU 0.52
+    assert (result.ap50, result.classes[0].ap50) == pytest.approx((1, 1), abs=ROUNDING)
+    assert (result.ap, result.classes[0].ap) == pytest.approx((0.1, 0.1), abs=ROUNDING)
+
+
 def test_sizes_go_by_area_in_original_pixels():
     # Sides 31, 33, 95 and 97: one small, two medium, one large. Only the small and one medium box are found.
     boxes = [[100 * i, 0, 100 * i + side, side] for i, side in enumerate((31, 33, 95, 97))]
@@ -112,6 +118,11 @@ def test_max_dets_counts_over_all_classes():
     assert result.ar == {1: 0.5, 2: 0.5}
     result = evaluate_one(truth, found, max_dets=3)
     assert [score.ap for score in result.classes[:2]] == pytest.approx([1, 1], abs=ROUNDING)
+
+
+def test_the_best_are_counted_in_whatever_order_they_come():
+    found = detections([[50, 0, 60, 10], BOX], [0.1, 0.9], [0, 0])
+    assert evaluate_one(record([BOX], [0]), found, max_dets=1).ap == pytest.approx(1, abs=ROUNDING)
 
 
 @pytest.mark.parametrize(("max_dets", "counts"), [(1, [1]), (5, [1, 5]), (10, [1, 10]), (500, [1, 10, 500])])

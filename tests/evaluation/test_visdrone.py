@@ -143,6 +143,12 @@ def test_iou_equal_to_a_threshold_matches(height):
     assert passed[0].tolist() == [step <= height for step in range(10, 20)]
 
 
+def test_a_box_that_only_the_first_threshold_takes():
+    result = evaluate_one(record([BOX], [0]), detections([[0, 0, 10, 5.2]], [0.9], [0]))  # IoU 0.52
+    assert (result.ap50, result.classes[0].ap50) == pytest.approx((1, 1), abs=ROUNDING)
+    assert (result.ap, result.classes[0].ap) == pytest.approx((0.1, 0.1), abs=ROUNDING)
+
+
 def test_duplicate_detection_is_a_miss():
     # hit, miss, hit at every threshold: 5/6 as above.
     result = evaluate_one(

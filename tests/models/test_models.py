@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import _utils as det_utils
 from torchvision.ops import FeaturePyramidNetwork, box_iou
+from torchvision.transforms.v2.functional import normalize
 
 from zoominnet.evaluation import count_gflops
 from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
+from zoominnet.models.backbone import ResNetStages
 from zoominnet.models.boxes import decode_boxes, encode_boxes
 from zoominnet.models.fpn import FeaturePyramid, halve
-from zoominnet.models.retinanet import Predictions, base_anchors, inside_ignored
+from zoominnet.models.retinanet import REGIONS_AT_A_TIME, Predictions, base_anchors, inside_ignored, pad_to_batch
 
 TABLE_3_GFLOPS = {"teacher": 213.2, "snet": 53.3, "la": 58.05, "fa-thin": 94.56, "fa": 146.09}
 
@@ -31,6 +33,21 @@ def test_gflops_are_those_of_table_3(name: str) -> None:
     print(f"{name} at {size} px: {ours:.2f} GFLOPs (multiply-adds), Table 3: {paper}, {ours / paper - 1:+.2%}")
     # The paper's counter adds biases and activations (PEERS section 0, finding 5), fvcore does not.
     assert ours == pytest.approx(paper, rel=0.005)
+
+
+def test_images_are_normalised_as_torchvisions_weights_need_it() -> None:
+    model, images = tiny("snet").eval(), torch.rand(1, 3, 64, 64)
+    preset = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    with torch.no_grad():
+        expected = model.fpn(model.backbone(normalize(images, preset.mean, preset.std)))
+        torch.testing.assert_close(model.features(images), expected)
+
+
+def test_a_kernel_backend_is_that_of_every_part() -> None:
+    model = tiny("la")
+    model.set_kernel_backend("reference")
+    parts = (model.fpn, model.head.classification, model.head.regression)
+    assert {model.kernel_backend, *(part.backend for part in parts)} == {"reference"}
 
 
 def test_base_anchors_by_hand() -> None:
@@ -221,6 +238,14 @@ def test_inside_ignored_is_strictly_more_than_half() -> None:
     assert not inside_ignored(grids, None).any()
 
 
+def test_the_last_of_many_ignored_regions_counts() -> None:
+    grids = tiny("fa").anchor_grids
+    last = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
+    ignored = inside_ignored(grids, last)
+    assert ignored.any()
+    assert torch.equal(inside_ignored(grids, torch.cat([torch.zeros(REGIONS_AT_A_TIME, 4), last])), ignored)
+
+
 def test_detections_find_what_the_logits_say() -> None:
     model = tiny("fa").eval()
     predictions = random_predictions(model, 1)
@@ -237,6 +262,32 @@ def test_detections_find_what_the_logits_say() -> None:
     expected = boxes.clone()
     expected[1, 2] = 60  # clipped to the image's 60 px
     torch.testing.assert_close(found["boxes"], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_detections_of_an_image_are_those_it_has_alone() -> None:
+    model = tiny("fa", max_detections=20).eval()
+    both = random_predictions(model, 2)
+    sizes = [(64, 20), (20, 64)]
+    for i, found in enumerate(model.detections(both, sizes)):
+        one = Predictions([x[i : i + 1] for x in both.logits], [x[i : i + 1] for x in both.deltas], both.grids)
+        torch.testing.assert_close(found, model.detections(one, sizes[i : i + 1])[0], rtol=0, atol=0)
+
+
+def test_the_same_box_in_two_classes_and_scores_about_the_threshold() -> None:
+    model = tiny("fa", score_threshold=0.25, candidates=3).eval()
+    predictions = random_predictions(model, 1)
+    logits = [torch.full_like(x, -9.0) for x in predictions.logits]
+    deltas = [torch.zeros_like(x) for x in predictions.deltas]
+    anchor = 9 * (5 * 16 + 5) + 3  # [14, 14, 26, 26]
+    for label, score in ((0, 0.9), (2, 0.26), (1, 0.24)):
+        logits[0][0, anchor, label] = math.log(score / (1 - score))
+    found = model.detections(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
+    torch.testing.assert_close(found["boxes"], torch.tensor([[14.0, 14.0, 26.0, 26.0]] * 2))
+    torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.26]))
+    assert found["labels"].tolist() == [0, 2]
+    logits[0][0, anchor + 4 * 9] = 0.0  # score 0.5 for each of three classes, elsewhere: only two are candidates
+    found = model.detections(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
+    torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.5, 0.5]))
 
 
 def test_detections_keep_the_best_of_the_image() -> None:
@@ -260,8 +311,16 @@ def test_torchvisions_calling_convention() -> None:
     assert [set(f) for f in found] == [{"boxes", "labels", "scores"}] * 2
 
 
-def test_padding_changes_nothing_but_the_border() -> None:
-    """An image alone and in a batch with a larger one: same features where the receptive field sees no padding."""
+def test_images_of_several_sizes_are_padded_at_the_right_and_below() -> None:
+    batch, sizes = pad_to_batch([torch.full((3, 30, 50), 1.0), torch.full((3, 40, 20), 2.0)])
+    expected = torch.zeros(2, 3, 64, 64)
+    expected[0, :, :30, :50] = 1
+    expected[1, :, :40, :20] = 2
+    assert torch.equal(batch, expected)
+    assert sizes == [(30, 50), (40, 20)]
+
+
+def test_another_image_of_the_batch_changes_nothing() -> None:
     model = tiny("snet").eval()
     image = torch.rand(3, 64, 64)
     with torch.no_grad():
@@ -319,6 +378,29 @@ def test_freezing_as_in_the_authors_configurations() -> None:
     partly = tiny("fa", frozen_stages=1).train()
     assert not partly.backbone.layer1[0].bn1.training
     assert partly.backbone.layer2[0].bn1.training
+
+
+def test_stride_in_1x1_moves_the_stride_of_every_stage() -> None:
+    for in_1x1, expected in ((False, [(1, 2)] * 3), (True, [(2, 1)] * 3)):
+        stages = ResNetStages("resnet50", stride_in_1x1=in_1x1)
+        first = [layer[0] for layer in (stages.layer2, stages.layer3, stages.layer4)]
+        assert [(block.conv1.stride[0], block.conv2.stride[0]) for block in first] == expected
+        assert [tuple(c.shape[1:]) for c in stages.eval()(torch.zeros(1, 3, 64, 64))] == [
+            (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2),
+        ]  # fmt: skip
+
+
+def test_initial_values_are_those_of_the_papers() -> None:
+    """RetinaNet: normal, 0.01, and a prior of 0.01. Pyramid, as torchvision's: uniform within sqrt(3 / fan in)."""
+    model = tiny("fa")
+    prior = model.head.classification.predict.bias.sigmoid()
+    torch.testing.assert_close(prior, torch.full((27,), 0.01))
+    for subnet in (model.head.classification, model.head.regression):
+        for conv in (*subnet.tower, subnet.predict):
+            assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    for conv in (*model.fpn.lateral.values(), *model.fpn.output.values(), *model.fpn.extra.values()):
+        assert conv.weight.abs().max().item() == pytest.approx((3 / conv.weight[0].numel()) ** 0.5, rel=0.01)
+        assert not conv.bias.any()
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])

@@ -1,6 +1,7 @@
 """Pretrained weights: what is mapped where, what is reported, what is refused."""
 
 import json
+import math
 import urllib.error
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def test_imagenet_resnet_loads_whole(tmp_path: Path) -> None:
     assert not report.mismatched
     assert all(name.startswith(("fpn.", "head.")) for name in report.fresh)
     assert any("not used: fc.bias" in line for line in report.lines())
+    old = {name: tensor for name, tensor in resnet.state_dict().items() if not name.endswith("num_batches_tracked")}
+    save_file(old, tmp_path / "old.safetensors")  # PyTorch before 0.4.1 counted no batches
+    assert load_weights(model, tmp_path / "old.safetensors").fresh == report.fresh
 
 
 def test_torchvisions_retinanet_gives_the_same_outputs(tmp_path: Path) -> None:
@@ -95,6 +99,8 @@ def write(tmp_path: Path, kind: str) -> Path:
     path = tmp_path / ("w.pth" if kind in ("canary", "list", "text") else "w.safetensors")
     if kind == "nan":
         state["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    if kind == "nan in the head":
+        state["head.regression_head.bbox_reg.bias"] = torch.full((36,), math.nan)
     if kind == "other backbone":
         state = torchvision.models.resnet34(weights=None).state_dict()
         state = {k: v for k, v in state.items() if "layer4" not in k}
@@ -120,6 +126,7 @@ def write(tmp_path: Path, kind: str) -> Path:
         ("list", "not a state dict"),
         ("canary", "holds more than tensors"),
         ("nan", r"layer1.0.conv1.weight holds NaN or Inf"),
+        ("nan in the head", r"head.regression_head.bbox_reg.bias holds NaN or Inf"),
         ("other backbone", "does not fit resnet18: .* backbone tensors are missing"),
     ],
 )

@@ -189,7 +189,7 @@ def load_weights(model: RetinaNet, source: str | Path) -> LoadReport:
             f"{description}: does not fit {model.backbone_name}: {len(missing)} of {len(backbone)} backbone tensors are "
             f"missing or of another shape (first: {missing[0]}); give weights of {model.backbone_name} or another --backbone"
         )
-    model.load_state_dict({name: state[renamed[name]].to(own[name].dtype) for name in loaded}, strict=False)
+    model.load_state_dict({name: state[renamed[name]] for name in loaded}, strict=False)
     return LoadReport(
         source=description,
         loaded=tuple(loaded),

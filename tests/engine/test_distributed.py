@@ -198,6 +198,19 @@ def test_f18_f20_a_signal_to_one_rank_stops_all_and_one_process_goes_on(
     assert_same_training(alone / "student", tmp_path / "run" / "student")
 
 
+def test_f20_a_signal_in_a_validation_stops_all_ranks_there(options: list[str], tmp_path: Path) -> None:
+    """Three images over two ranks, one at a time: the second has one batch less."""
+    arguments = [*options, "--no-distill", "--batch-size", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
+    term = {"do": "term", "rank": 1, "phase": "validation"}
+    statuses, talk = train_in_ranks(2, arguments, tmp_path / "two", [term])
+    assert statuses == [143, 143], talk
+    assert talk[0].splitlines()[-1].endswith("/checkpoints holds step 3, the last one: go on with --resume")
+    assert metrics(tmp_path / "run" / "student", "val") == []
+    statuses, talk = train_in_ranks(2, [*arguments, "--resume"], tmp_path / "again")
+    assert statuses == [0, 0], talk
+    assert [line["step"] for line in metrics(tmp_path / "run" / "student", "val")] == [3]
+
+
 def test_f16_who_is_left_alone_says_so_and_ends(options: list[str], tmp_path: Path) -> None:
     """Without torchrun, which would end it."""
     gone = {"do": "exit", "rank": 1, "phase": "student", "step": 1}

@@ -270,6 +270,7 @@ def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no
 ) -> None:
     arguments = [*options, "--no-distill", "--max-steps", "1", "--out", str(tmp_path / "run")]
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
 
     def attempt(launch: str, number: int) -> int:
         folder = tmp_path / launch / f"attempt_{number}" / "0"
@@ -282,8 +283,13 @@ def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no
     assert "going on from" not in capsys.readouterr().out
     assert attempt("launch", 1) == 0
     assert "going on from" in capsys.readouterr().out
-    assert attempt("another", 0) == attempt("another", 1) == 2
-    assert capsys.readouterr().err.count("holds a run already; go on with it by --resume") == 2
+    assert attempt("another", 0) == attempt("another", 1) == 2  # each looks at the options anew on several nodes only
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("holds a run already; go on with it by --resume, or name another folder")
+    assert second == "zoominnet.train: refused in an earlier attempt of this launch, which says why"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert attempt("third", 0) == attempt("third", 1) == 2
+    assert capsys.readouterr().err.splitlines() == [first] * 2
 
 
 def ranks(size: int) -> Ranks:
@@ -486,8 +492,9 @@ def test_amp_forward_is_the_same_on_two_ranks(options: list[str], tmp_path: Path
 def test_a_folder_with_another_run_is_refused_again_after_each_restart(
     pair: Path, options: list[str], tmp_path: Path
 ) -> None:
-    """A restarted group goes on with the run that its own launch began, and with no other."""
+    """A restarted group goes on with the run that its own launch began, and with no other; the reason is said once."""
     process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *options, "--out", str(pair), faults=[])
     talk = finish(process)
     assert process.returncode == 1, talk
-    assert talk.count("holds a run already; go on with it by --resume") == 2
+    assert talk.count("holds a run already; go on with it by --resume") == 1
+    assert "refused in an earlier attempt of this launch" in talk

@@ -29,7 +29,7 @@ from zoominnet.config import BASIC_BLOCKS, ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
-from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
 from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
 from zoominnet.engine.trainer import Phase, Validation
@@ -149,13 +149,16 @@ class Run:
         return lock
 
     def _write_config(self) -> None:
-        """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
+        """From here on the folder holds a run; written whole or not at all, once everything is known to be usable, and
+        on the disk before any checkpoint is."""
         out = self.config.out
         if self.ranks.first and not (out / CONFIG_FILE).exists():
             for name, content in ((DATA_FILE, self.data), (CONFIG_FILE, self.config.as_dict())):
                 temporary = (out / name).with_suffix(".writing")
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                fsync(temporary)
                 os.replace(temporary, out / name)
+            fsync(out)
         self.ranks.mark_begun()
 
     def _header(self) -> Table:

@@ -345,6 +345,7 @@ def library(path: Path, mark: str, undefined: bool) -> None:
         ("stranger", " is not a library of zoominnet"),
         ("another version", " is of another version of zoominnet (0.0.1 1234, and this is "),
         ("undefined symbol", "nowhere_to_be_found"),
+        ("cut off", " is cut off; run pip install"),
     ],
 )
 def test_f21_fused_kernels_name_the_reason_and_the_remedy(
@@ -361,6 +362,9 @@ def test_f21_fused_kernels_name_the_reason_and_the_remedy(
         library(path, f"{mark}0.0.1 1234", undefined=False)
     elif extension == "undefined symbol":
         library(path, mark + stamp(zoominnet.__version__), undefined=True)
+    elif extension == "cut off":
+        library(path, mark + stamp(zoominnet.__version__), undefined=False)
+        path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setenv(_extension.LIBRARY_DIR_VARIABLE, str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
         monkeypatch.delitem(sys.modules, name)

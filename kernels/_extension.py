@@ -11,6 +11,7 @@ import functools
 import json
 import mmap
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def _why_missing(path: Path, device_type: str) -> str:
     return f"not built: {state}"
 
 
+def _elf_size(header: bytes) -> int:
+    """Bytes of an ELF file to the end of its table of sections, which stands last; 0 where `header` is of another kind.
+
+    To load a file that is cut off would end the process without a word.
+    """
+    if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little-endian
+        return 0
+    (offset,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return offset + size * count
+
+
 def _flaw(path: Path) -> str | None:
     """What is wrong with a library, as far as its file's bytes tell, and after "; " the remedy; None if nothing."""
     with path.open("rb") as file:
@@ -80,8 +92,11 @@ def _flaw(path: Path) -> str | None:
             return f"is empty; {_REBUILD}"
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             built, gpus = (_text_after(mark, content) for mark in (MARK, GPUS_MARK))
+            cut_off = len(content) < _elf_size(content[:64])
     if built is None:
         return f"is not a library of zoominnet; {_REBUILD}"
+    if cut_off:
+        return f"is cut off; {_REBUILD}"
     if built != (expected := stamp(_package.__version__)):
         return f"is of another version of zoominnet ({built}, and this is {expected}); {_REBUILD}"
     return None if gpus is None else _flaw_of_gpus([int(gpu) for gpu in gpus.split(",")])

@@ -19,6 +19,8 @@ from zoominnet.errors import EXIT_INTERRUPTED, EXIT_IO_ERROR, EXIT_OUT_OF_MEMORY
 from zoominnet.kernels import BackendUnavailableError
 
 WIDTH_WITHOUT_TERMINAL = 120
+MAX_SCENES = 1_000_000
+"""Beyond this it is a slip: to lay them out takes hours, before anything else is done."""
 
 
 class DeviceError(UserError):
@@ -186,6 +188,8 @@ def open_data(
     if data == "synthetic":
         if images is not None:
             raise DataError("--images: synthetic scenes are not in files; leave it out, or give --data")
+        if scenes > MAX_SCENES:
+            raise DataError(f"--synthetic-images: {scenes} is over {MAX_SCENES}")
         opened = SyntheticScenes(scenes, size=scene_size, seed=seed, split=split).split()
     else:
         opened = open_split(

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoominnet.distill import DistillOptions
+from zoominnet.engine.checkpoint import MAX_IMAGE_SIZE
 from zoominnet.errors import UserError
 from zoominnet.models.head import LaPredictor
 
 BASIC_BLOCKS = ("resnet18", "resnet34")
 """Backbones without bottlenecks."""
+LARGEST_FLOAT32 = 3.4e38
+MAX_WORKERS, MAX_SECONDS = 1024, 1_000_000
+"""Beyond them it is a slip: the machine could not start the one, nor its clocks hold the other."""
 Profile = Literal["paper", "repo", "wang2019", "demo"]
 
 
@@ -206,8 +210,8 @@ class TrainConfig:
             raise ConfigError(f"--synthetic-images: {self.synthetic_images} are not both at least 1")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value == float("inf"):
-                raise ConfigError(f"--{field.name.replace('_', '-')}: {value} is not finite")
+            if isinstance(value, float) and abs(value) > LARGEST_FLOAT32:
+                raise ConfigError(f"--{field.name.replace('_', '-')}: {value} is not finite in float32")
         if not 0 <= self.frozen_stages <= 4:
             raise ConfigError(f"--frozen-stages: {self.frozen_stages} is not in 0..4")
         if self.stride_in_1x1 and self.backbone in BASIC_BLOCKS:
@@ -229,6 +233,14 @@ class TrainConfig:
         for name in ("lr", "distill_divisor", "decay_factor", "loader_timeout", "rank_timeout", "max_megapixels"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
+        for name, most in (
+            ("image_size", MAX_IMAGE_SIZE // 2),
+            ("workers", MAX_WORKERS),
+            ("loader_timeout", MAX_SECONDS),
+            ("rank_timeout", MAX_SECONDS),
+        ):
+            if getattr(self, name) > most:
+                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is over {most}")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed: {self.seed} is not below 2**63")
         if not 0 <= self.momentum < 1:

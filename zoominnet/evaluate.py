@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zoominnet.command import check_same_classes, choose_device, make_console, open_data, run_command
+from zoominnet.config import MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import ResizeMode, Split
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.inference import InputPath, cost_of, predict_split, undecodable_warning
@@ -99,6 +100,9 @@ class EvaluateConfig:
         for name in ("loader_timeout", "max_megapixels"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive and finite")
+        for name, most in (("workers", MAX_WORKERS), ("loader_timeout", MAX_SECONDS)):
+            if getattr(self, name) > most:
+                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is over {most}")
         if not 0 <= self.score_threshold < 1:
             raise UserError(f"--score-threshold: {self.score_threshold} is not in [0, 1)")
         if self.json is not None and not self.json.parent.is_dir():

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from zoominnet.command import make_console, run_command
 from zoominnet.config import PROFILES, ConfigError, TrainConfig
-from zoominnet.engine.distributed import join_ranks
+from zoominnet.engine.distributed import join_ranks, mark_refused, refused_before
 from zoominnet.engine.run import CONFIG_FILE, Run
 from zoominnet.engine.trainer import DivergedError, Interrupted
+from zoominnet.errors import EXIT_USER_ERROR
 
 RESUME_MAY_CHANGE = {
     "resume",
@@ -105,7 +106,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise
                 sys.exit(error.exit_status)  # every rank ends by it; the first one says so
 
-    return run_command("zoominnet.train", job, debug="--debug" in arguments)
+    if refused_before():
+        print("zoominnet.train: refused in an earlier attempt of this launch, which says why", file=sys.stderr)
+        return EXIT_USER_ERROR
+    try:
+        status = run_command("zoominnet.train", job, debug="--debug" in arguments)
+    except SystemExit as ended:  # of tyro, which has said why
+        if ended.code == EXIT_USER_ERROR:
+            mark_refused()
+        raise
+    if status == EXIT_USER_ERROR:
+        mark_refused()
+    return status
 
 
 if __name__ == "__main__":

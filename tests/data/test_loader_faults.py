@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -133,6 +134,19 @@ def test_f15_a_worker_that_hangs(split: Split, capfd: pytest.CaptureFixture[str]
     )
     assert capfd.readouterr().err == expected
     assert no_child_is_left()
+
+
+def test_f15_a_large_batch_gets_the_open_files_that_it_needs(split: Split) -> None:
+    """Under a soft limit that the tensors of two batches, one file each, would go beyond."""
+    dataset = DetectionDataset(replace(split, records=list(split.records) * 40), 16, flip=False, seed=0)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+    try:
+        batches = list(make_loader(dataset, shard_batches(len(dataset), 160), workers=1, timeout=30))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [len(batch.targets) for batch in batches] == [160] * 3
 
 
 def test_f15_generated_images_are_named_too(split: Split, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@
 
 FAULTS is a JSON list of {"do", "rank", "phase", "step", "attempt"}: before optimiser step `step` (0 is the first) of
 `phase`, on `rank`, at the launch's restart `attempt`, "kill" sends SIGKILL to the process itself, "exit" leaves it with
-status 3, "term" sends it SIGTERM, "nan" makes its losses NaN from there on, "hang" sleeps.
+status 3, "term" sends it SIGTERM, "nan" makes its losses NaN from there on, "hang" sleeps. In the phase "validation"
+every fault is a SIGTERM after the first batch of a validation.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch.distributed as dist
 
 from zoominnet import train
 from zoominnet.data import Batch, open_split
-from zoominnet.engine import trainer
+from zoominnet.engine import run, trainer
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.distributed import PATIENCE, Ranks, _init_process_group, join_ranks
 from zoominnet.engine.inference import predict_split
@@ -67,6 +68,17 @@ def arm(faults: list[Fault]) -> None:
         return train_step(self, batch, measure)
 
     trainer.Phase._train_step = step  # type: ignore[method-assign]
+    predict = run.predict_split
+
+    def predict_and_fail(*arguments: Any, progress: Callable[[int], None], **options: Any) -> Any:
+        def after_batch(done: int) -> None:
+            if ("validation", rank) in [(fault["phase"], fault["rank"]) for fault in faults]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            progress(done)
+
+        return predict(*arguments, progress=after_batch, **options)
+
+    run.predict_split = predict_and_fail
 
 
 def predict(run: str, data: str, out: str) -> int:

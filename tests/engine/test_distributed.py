@@ -216,6 +216,19 @@ def test_f18_f20_a_signal_to_one_rank_stops_all_and_one_process_goes_on(
     assert_same_training(alone / "student", tmp_path / "run" / "student")
 
 
+def test_f20_a_signal_in_a_validation_stops_all_ranks_there(options: list[str], tmp_path: Path) -> None:
+    """Three images over two ranks, one at a time: the second has one batch less."""
+    arguments = [*options, "--no-distill", "--batch-size", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
+    term = {"do": "term", "rank": 1, "phase": "validation"}
+    statuses, talk = train_in_ranks(2, arguments, tmp_path / "two", [term])
+    assert statuses == [143, 143], talk
+    assert talk[0].splitlines()[-1].endswith("/checkpoints holds step 3, the last one: go on with --resume")
+    assert metrics(tmp_path / "run" / "student", "val") == []
+    statuses, talk = train_in_ranks(2, [*arguments, "--resume"], tmp_path / "again")
+    assert statuses == [0, 0], talk
+    assert [line["step"] for line in metrics(tmp_path / "run" / "student", "val")] == [3]
+
+
 def test_f16_who_is_left_alone_says_so_and_ends(options: list[str], tmp_path: Path) -> None:
     """Without torchrun, which would end it."""
     gone = {"do": "exit", "rank": 1, "phase": "student", "step": 1}
@@ -319,6 +332,7 @@ def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no
 ) -> None:
     arguments = [*options, "--no-distill", "--max-steps", "1", "--out", str(tmp_path / "run")]
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
 
     def attempt(launch: str, number: int) -> int:
         folder = tmp_path / launch / f"attempt_{number}" / "0"
@@ -331,8 +345,13 @@ def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no
     assert "going on from" not in capsys.readouterr().out
     assert attempt("launch", 1) == 0
     assert "going on from" in capsys.readouterr().out
-    assert attempt("another", 0) == attempt("another", 1) == 2
-    assert capsys.readouterr().err.count("holds a run already; go on with it by --resume") == 2
+    assert attempt("another", 0) == attempt("another", 1) == 2  # each looks at the options anew on several nodes only
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("holds a run already; go on with it by --resume, or name another folder")
+    assert second == "zoominnet.train: refused in an earlier attempt of this launch, which says why"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert attempt("third", 0) == attempt("third", 1) == 2
+    assert capsys.readouterr().err.splitlines() == [first] * 2
 
 
 def ranks(size: int) -> Ranks:
@@ -542,8 +561,9 @@ def test_amp_forward_is_the_same_on_two_ranks(options: list[str], tmp_path: Path
 def test_a_folder_with_another_run_is_refused_again_after_each_restart(
     pair: Path, options: list[str], tmp_path: Path
 ) -> None:
-    """A restarted group goes on with the run that its own launch began, and with no other."""
+    """A restarted group goes on with the run that its own launch began, and with no other; the reason is said once."""
     process = torchrun(*ONE_NODE, "2", "--max-restarts", "1", "--", *options, "--out", str(pair), faults=[])
     talk = finish(process)
     assert process.returncode == 1, talk
-    assert talk.count("holds a run already; go on with it by --resume") == 2
+    assert talk.count("holds a run already; go on with it by --resume") == 1
+    assert "refused in an earlier attempt of this launch" in talk

@@ -345,6 +345,7 @@ def library(path: Path, mark: str, undefined: bool) -> None:
         ("stranger", " is not a library of zoominnet"),
         ("another version", " is of another version of zoominnet (0.0.1 1234, and this is "),
         ("undefined symbol", "nowhere_to_be_found"),
+        ("cut off", " is cut off; run pip install"),
     ],
 )
 def test_f21_fused_kernels_name_the_reason_and_the_remedy(
@@ -361,6 +362,9 @@ def test_f21_fused_kernels_name_the_reason_and_the_remedy(
         library(path, f"{mark}0.0.1 1234", undefined=False)
     elif extension == "undefined symbol":
         library(path, mark + stamp(zoominnet.__version__), undefined=True)
+    elif extension == "cut off":
+        library(path, mark + stamp(zoominnet.__version__), undefined=False)
+        path.write_bytes(path.read_bytes()[:-100])
     error = refused_fused_kernels(tmp_path, monkeypatch, capsys, "cpu")
     assert reason in error
 
@@ -500,7 +504,14 @@ BAD_TRAIN = [
     (["--synthetic-images", "0", "3"], "--synthetic-images: (0, 3) are not both at least 1"),
     (["--frozen-stages", "9"], "--frozen-stages: 9 is not in 0..4"),
     (["--stride-in-1x1", "True"], "--stride-in-1x1 True: resnet18 has no bottlenecks; leave it out"),
-    (["--lr", "inf"], "--lr: inf is not finite"),
+    (["--lr", "inf"], "--lr: inf is not finite in float32"),
+    (["--lr", "1e300"], "--lr: 1e+300 is not finite in float32"),
+    (["--batch-size", "100000000"], "--batch-size: 100000000 images of 64 px take over 5722 GiB, cpu has "),
+    (["--channels", "10" * 15], f"--channels: models of {'10' * 15} channels take over "),
+    (["--image-size", "320000"], "--image-size: 320000 is over 8192"),
+    (["--workers", "10000"], "--workers: 10000 is over 1024"),
+    (["--loader-timeout", "1e7"], "--loader-timeout: 10000000.0 is over 1000000"),
+    (["--synthetic-images", "3", "10" * 15], f"--synthetic-images: {'10' * 15} is over 1000000"),
     (["--lambda-distill", "nan"], "--lambda-distill: nan is negative"),
     (["--weights", "text.txt"], "text.txt"),
     (["--weights", "folder"], "folder"),
@@ -517,6 +528,7 @@ BAD_EVALUATE = [
     (["text.txt"], "text.txt: damaged or not a safetensors file"),
     (["folder", "--batch-size", "0"], "--batch-size: 0 is not at least 1"),
     (["folder", "--workers", "-1"], "--workers: -1 is not at least 0"),
+    (["folder", "--workers", "10000"], "--workers: 10000 is over 1024"),
     (["folder", "--seed", "-1"], "--seed: -1 is not at least 0"),
     (["folder", "--synthetic-images", "0"], "--synthetic-images: 0 is not at least 1"),
     (["folder", "--score-threshold", "nan"], "--score-threshold: nan is not in [0, 1)"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from devices import each_device
-from fault_runs import QUICK, STEPS, TinyRun, digest, steps_done
+from fault_runs import QUICK, STEPS, TINY, TinyRun, digest, steps_done
+
+from zoominnet import train
 
 KILLS = 25
 
@@ -56,6 +60,25 @@ def test_f01_killed_three_times_mid_epoch(
     assert len(re.findall(rf"^ *device +{device} \(", text, re.MULTILINE)) == 4
     assert text.count("teacher: going on from") == 3
     assert text.count("student: going on from") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of open files from /proc")
+@pytest.mark.usefixtures("small")
+def test_f01_what_resume_reads_is_on_the_disk_before_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave checkpoints, but no configuration to go on with."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(str(tmp_path)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert train.main([*TINY, "--no-distill", "--max-steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert synced[:3] == ["/run/data.writing", "/run/config.writing", "/run"]
+    assert "/run/student/checkpoints" in synced[3:]
 
 
 @pytest.mark.soak

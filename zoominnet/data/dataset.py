@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import active_children
 from typing import Any, TypedDict
@@ -243,6 +245,8 @@ def make_loader(
         raise ValueError(
             f"make_loader: timeout must be over 0 seconds, or a worker that hangs stops the run, got {timeout}"
         )
+    if workers:
+        _raise_limit_of_open_files()
     dataset.reading = torch.tensor([[0, _NOTHING]] * workers, dtype=torch.int64).reshape(-1, 2).share_memory_()
     _loaded.add(dataset)
     return _Loader(
@@ -255,6 +259,14 @@ def make_loader(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a number from it; without it, from the global generator
     )
+
+
+def _raise_limit_of_open_files() -> None:
+    """As far as this process may: each tensor on its way from a worker is an open file, of which batches of about 170
+    images use up the usual 1,024; the workers then hang."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Loader(DataLoader[Sample]):

@@ -137,7 +137,8 @@ def is_ap(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Puts a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -214,7 +215,7 @@ def save_checkpoint(
             if final.exists():
                 final.rename(replaced)
         temporary.rename(final)
-        _fsync(folder)
+        fsync(folder)
         if replaced.exists():
             _delete(replaced)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
@@ -244,8 +245,8 @@ def _write_files(
     }
     (folder / MANIFEST).write_text(_seal({"step": step, "ap": info.ap, "files": files}), encoding="utf-8")
     for name in (*files, MANIFEST):
-        _fsync(folder / name)
-    _fsync(folder)
+        fsync(folder / name)
+    fsync(folder)
 
 
 def _reason(error: Exception) -> str:

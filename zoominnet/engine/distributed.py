@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from zoominnet.command import DeviceError, choose_device
 from zoominnet.errors import EXIT_LOST_RANKS, UserError
 
+BEGUN, REFUSED = "zoominnet-run-begun", "zoominnet-run-refused"
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others between steps: while they start, load data or write a checkpoint. One that dies
 is noticed at once."""
@@ -138,7 +139,7 @@ class Ranks:
 
     def mark_begun(self) -> None:
         """From here on a restart of the group by torchrun goes on with the run."""
-        if (marker := _launch_marker()) is not None and not marker.exists():
+        if (marker := _launch_marker(BEGUN)) is not None and not marker.exists():
             marker.touch()
 
 
@@ -161,7 +162,7 @@ def join_ranks(device: str, timeout: float) -> Iterator[Ranks]:
             "or unset WORLD_SIZE"
         )
     own = own_device(device)
-    marker = _launch_marker()
+    marker = _launch_marker(BEGUN)
     begun = marker is not None and marker.exists()
     if not launched or int(os.environ["WORLD_SIZE"]) == 1:
         yield Ranks(own, begun=begun)
@@ -244,7 +245,23 @@ def own_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
-def _launch_marker() -> Path | None:
+def refused_before() -> bool:
+    """Whether an earlier attempt of this launch ended by a user's error; torchrun takes it for a crash and tries again."""
+    marker = _launch_marker(REFUSED)
+    return marker is not None and marker.exists()
+
+
+def mark_refused() -> None:
+    """Later attempts of this launch need not look at options and data again.
+
+    On several nodes they must, lest the others wait for this one; and once a run is begun, another attempt may do better.
+    """
+    marker, begun = _launch_marker(REFUSED), _launch_marker(BEGUN)
+    if marker is not None and begun is not None and not begun.exists() and os.environ["GROUP_WORLD_SIZE"] == "1":
+        marker.touch()
+
+
+def _launch_marker(name: str) -> Path | None:
     """A file in the folder that torchrun keeps for one launch, over all restarts of its processes.
 
     A count of restarts would not do: on several nodes an agent does not count the failures of the others, and a folder
@@ -253,7 +270,7 @@ def _launch_marker() -> Path | None:
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file is None or error_file == os.devnull or not dist.is_torchelastic_launched():
         return None
-    return Path(error_file).parents[2] / "zoominnet-run-begun"  # <launch>/attempt_<n>/<local rank>/error.json
+    return Path(error_file).parents[2] / name  # <launch>/attempt_<n>/<local rank>/error.json
 
 
 def _average_each_gradient(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -69,7 +69,8 @@ def predict_split(
         batch_size, workers, timeout: of the loader.
         resize, input_path: how an image becomes the model's input.
         strict: an image that cannot be decoded is an error.
-        progress: called with the number of images done.
+        progress: called with the number of images done after every batch; on every rank as often as on the first, whose
+            share is the largest.
         ranks: each takes a share of the images and gets the detections of all. None: this process alone.
 
     Returns:
@@ -102,6 +103,8 @@ def predict_split(
                 )
             if progress is not None:
                 progress(len(found))
+        if progress is not None and len(batches) < len(shard_batches(len(dataset), batch_size, ranks.size)):
+            progress(len(found))
     finally:
         model.train(was_training)
     undecodable = len(torch.cat(ranks.gather(torch.tensor(dataset.unreadable, dtype=torch.int64))).unique())

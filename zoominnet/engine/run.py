@@ -29,7 +29,7 @@ from zoominnet.config import BASIC_BLOCKS, ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
-from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
 from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
 from zoominnet.engine.trainer import Phase, Validation
@@ -64,6 +64,7 @@ class Run:
             )
         if config.amp == "fp16" and self.device.type == "cpu":
             raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
+        check_memory(config, self.device, ranks.size)
         self.backends = choose_backends(config, self.device.type)
         if config.weights == "none" and (config.frozen_stages or config.norm_eval):
             self.say("weights none: nothing to freeze, so all stages and BatchNorm train")
@@ -148,13 +149,16 @@ class Run:
         return lock
 
     def _write_config(self) -> None:
-        """From here on the folder holds a run; written whole or not at all, once everything is known to be usable."""
+        """From here on the folder holds a run; written whole or not at all, once everything is known to be usable, and
+        on the disk before any checkpoint is."""
         out = self.config.out
         if self.ranks.first and not (out / CONFIG_FILE).exists():
             for name, content in ((DATA_FILE, self.data), (CONFIG_FILE, self.config.as_dict())):
                 temporary = (out / name).with_suffix(".writing")
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                fsync(temporary)
                 os.replace(temporary, out / name)
+            fsync(out)
         self.ranks.mark_begun()
 
     def _header(self) -> Table:
@@ -331,6 +335,35 @@ class Run:
             cost = (f"{row['gflops']:.1f}", f"{row['parameters'] / 1e6:.1f}")
             table.add_row(row["label"], str(row["image_size"]), *values, *cost)
         return table
+
+
+def check_memory(config: TrainConfig, device: torch.device, processes: int) -> None:
+    """Refuses sizes that can never fit, which would take all memory and a long time before that shows.
+
+    What is counted is less than any run takes: a batch as bytes and as float32; weights, gradients and momentum of the
+    eight 3x3 convolutions that every model has at least.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    batch = config.batch_size // processes * 3 * config.teacher_size**2 * (1 + 4)
+    weights = 8 * 9 * config.channels**2 * 4 * 3
+    memory = memory_of(device)
+    for needed, what, remedy in (
+        (batch, f"--batch-size: {config.batch_size} images of {config.teacher_size} px", "it or --image-size"),
+        (weights, f"--channels: models of {config.channels} channels", "it"),
+    ):
+        if needed > memory:
+            raise ConfigError(
+                f"{what} take over {needed / 2**30:.0f} GiB, {device} has {memory / 2**30:.0f}; lower {remedy}"
+            )
+
+
+def memory_of(device: torch.device) -> int:
+    """All memory of a GPU, or of the machine, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:

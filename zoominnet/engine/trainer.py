@@ -195,9 +195,9 @@ def first_stop(counts: list[float]) -> int | None:
 
 
 def agreed_stop(received: list[int], ranks: Ranks) -> int | None:
-    """The same on every rank, at the cost of a sum of its own."""
-    flags = torch.tensor([number in received for number in STOP_SIGNALS], dtype=torch.float64, device=ranks.device)
-    return first_stop(ranks.sum(flags).tolist())
+    """The same on every rank, who wait for each other longer than in a step."""
+    flags = torch.tensor([[number in received for number in STOP_SIGNALS]], dtype=torch.float64)
+    return first_stop(torch.cat(ranks.gather(flags)).sum(dim=0).tolist())
 
 
 @dataclass(frozen=True)
@@ -430,15 +430,10 @@ class Phase:
         """Measures the model and saves it; when a stop signal comes, saves it unmeasured."""
 
         def check() -> None:
-            self._notice_stop()
+            self.stop = self.stop if self.stop is not None else agreed_stop(self.received, self.ranks)
             if self.stop is not None:
                 raise _ValidationStopped
 
-        if self.ranks.size > 1:
-            # They measure to the end, and may be killed meanwhile.
-            self.stop = self.stop if self.stop is not None else agreed_stop(self.received, self.ranks)
-            if self.stop is None:
-                self.save(writer, log, None)
         try:
             check()
             self.ranks.share_buffers(self.model)

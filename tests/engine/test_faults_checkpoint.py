@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,20 @@ def test_f02_what_is_written_is_what_was_there_when_save_was_called(
         model, optimizer, saved = load_state(path)
         assert set(model["w"].tolist()) == set(optimizer["momentum.0"].tolist()) == {float(step)}
         assert saved["step"] == step + 1
+
+
+def test_f20_the_writing_thread_has_ended_when_a_save_was_waited_for(tmp_path: Path) -> None:
+    """One that still gives tensors back when the process ends would abort it, with that status instead of the stop's."""
+
+    class SlowToGo(int):
+        def __del__(self) -> None:
+            time.sleep(0.5)
+
+    writer = CheckpointWriter(tmp_path, keep=2)
+    writer.save(1, TENSORS, INFO, {}, {"step": SlowToGo(1)})
+    writer.wait()
+    assert "checkpoint-writer" not in [thread.name for thread in threading.enumerate()]
+    writer.wait()
 
 
 # F5: nothing is unpickled

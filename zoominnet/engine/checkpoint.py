@@ -274,6 +274,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, keep: int, before: Callable[[], None] = lambda: None) -> None:
         self.folder, self.keep, self.before = folder, keep, before
         self._pending: Future[Path] | None = None
+        self._thread: threading.Thread | None = None
 
     def save(
         self,
@@ -303,7 +304,8 @@ class CheckpointWriter:
                 pending.set_result(path)
 
         # A daemon, so that a second Ctrl-C need not wait for the disk.
-        threading.Thread(target=write, name="checkpoint-writer", daemon=True).start()
+        self._thread = threading.Thread(target=write, name="checkpoint-writer", daemon=True)
+        self._thread.start()
         self._pending = pending
 
     def poll(self) -> None:
@@ -312,7 +314,12 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last write is done, or raises its error (once)."""
+        """Returns when the last write is done, or raises its error (once).
+
+        And when its thread has ended: while that gives its tensors back, the end of this process would abort it.
+        """
+        if self._thread is not None:
+            self._thread.join()
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

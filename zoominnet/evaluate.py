@@ -162,6 +162,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     table = Table(title=f"{info.name}, {info.backbone}, {info.image_size} px", box=rich.box.SIMPLE, show_header=False)
     plain = f" ({cost['gflops_plain']:.2f} with the plain predictor)" if "gflops_plain" in cost else ""
     table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}{plain}")
+    table.add_row("GFLOPs as the paper counts", f"{cost['gflops_mmcv']:.2f}")
     table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
     if "latency" in cost:
         latency = cost["latency"]

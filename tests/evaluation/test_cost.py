@@ -34,6 +34,14 @@ def test_gflops_are_multiply_adds(caplog, capfd):
     assert (caplog.records, capfd.readouterr()) == ([], ("", ""))
 
 
+def test_mmcv_counts_biases_and_relus_too():
+    outputs = 8 * 16 * 16  # of the convolution, and of the ReLU that follows it
+    assert count_gflops(Model(), 16, convention="mmcv") == pytest.approx((CONV_MACS + 2 * outputs) / 1e9)
+    after = nn.Sequential(nn.Conv2d(8, 1, 1, bias=False), nn.ReLU(inplace=True))
+    expected = CONV_MACS + 2 * outputs + (8 + 1) * 16 * 16
+    assert count_gflops(Model(after), 16, convention="mmcv") == pytest.approx(expected / 1e9)
+
+
 def test_gflops_leave_the_model_as_it_was():
     model = Model().double()
     # As in a detector that trains with its normalisation frozen: not one mode throughout.

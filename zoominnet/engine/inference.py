@@ -33,15 +33,17 @@ def cost_of(model: RetinaNet) -> dict[str, Any]:
 
     Returns:
         "gflops" (1e9), "parameters", and of the `la` student with the phase predictor "gflops_plain", those of the plain
-        form, by which the paper counts.
+        form; "gflops_mmcv", as the paper counts: of the plain form, biases and activations included.
     """
     cost = {"gflops": count_gflops(model, model.image_size), "parameters": count_parameters(model)}
-    if model.architecture.upsample_head and model.la_predictor == "phase":
-        model.set_la_predictor("plain")
-        try:
+    form = model.la_predictor
+    model.set_la_predictor("plain")
+    try:
+        if model.architecture.upsample_head and form == "phase":
             cost["gflops_plain"] = count_gflops(model, model.image_size)
-        finally:
-            model.set_la_predictor("phase")
+        cost["gflops_mmcv"] = count_gflops(model, model.image_size, convention="mmcv")
+    finally:
+        model.set_la_predictor(form)
     return cost
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import conv_flop_jit, elementwise_flop_counter, get_shape
 from torch import Tensor, nn
 
 _COPIES = ("zoominnet::upsample_nearest2x",)
@@ -30,16 +33,23 @@ class _PredictRaw(nn.Module):
         return cast(Callable[[Tensor], object], self.model.predict_raw)(images)
 
 
-def count_gflops(model: nn.Module, image_size: int) -> float:
-    """Multiply-adds of `model.predict_raw` for one image, in 1e9, as fvcore counts them.
+def _convolution_with_bias(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    products = cast(Counter[str], conv_flop_jit(inputs, outputs))
+    return products + Counter(bias=math.prod(get_shape(outputs[0])) if get_shape(inputs[2]) else 0)
 
-    Counted are convolutions, matrix products and `nn.BatchNorm2d`; activations, additions and nearest upsampling
-    (fvcore would count one per output; here none, whatever kernel does it) are not. The model runs once, in
+
+def count_gflops(model: nn.Module, image_size: int, *, convention: Literal["fvcore", "mmcv"] = "fvcore") -> float:
+    """Multiply-adds of `model.predict_raw` for one image, in 1e9.
+
+    Counted are convolutions, matrix products and `nn.BatchNorm2d`; by the convention "mmcv" also one for each output of
+    a convolution that has biases, and of a ReLU. So the paper's Table 3 counts. Other activations, additions and nearest
+    upsampling (fvcore would count one per output; here none, whatever kernel does it) are not. The model runs once, in
     evaluation mode without gradients, on its own device; the mode of each of its modules is restored.
 
     Args:
         model: has `predict_raw(images: Tensor[1, 3, S, S])`, as the models of `zoominnet.models` have.
         image_size: S, px.
+        convention: whose counter to agree with.
 
     Raises:
         ValueError: the model runs an operator that may multiply and that nothing here can count.
@@ -53,6 +63,10 @@ def count_gflops(model: nn.Module, image_size: int) -> float:
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             # A handle, since fvcore keeps its own where it is told None.
             analysis.set_op_handle("aten::upsample_nearest2d", lambda inputs, outputs: 0)
+            if convention == "mmcv":
+                analysis.set_op_handle("aten::_convolution", _convolution_with_bias)
+                analysis.set_op_handle("aten::relu", elementwise_flop_counter(0, 1))
+                analysis.set_op_handle("aten::relu_", elementwise_flop_counter(0, 1))
             total = analysis.total()
     finally:
         for module, training in modes.items():

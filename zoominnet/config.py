@@ -90,8 +90,8 @@ class TrainConfig:
     mask_threshold: Literal["adaptive", "adaptive-nonzero"] | float = "adaptive"
     """AKDP threshold: "adaptive" (paper, Eq. 15), "adaptive-nonzero" (mean and std over overlapping pairs only), or a
     factor in (0, 1) (wang2019: 0.5)."""
-    mask_scope: Literal["level", "all"] = "level"
-    """Mean, std and maxima of AKDP over one level or over all levels together."""
+    mask_scope: Literal["level", "all", "per_gt"] = "level"
+    """Mean and std of AKDP over one level, over all levels together, or over one level for each box alone."""
     mask_boxes: Literal["all", "best-level"] = "all"
     """Every box makes a mask at every level, or only at the level where it fits an anchor best."""
     distill_channels: Literal["sum", "mean"] = "sum"

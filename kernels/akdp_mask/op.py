@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Literal, NamedTuple, TypeAlias, overload
 
@@ -19,21 +19,29 @@ from ..anchor_grid import AnchorGrid, flatten_grids
 from .reference import ADAPTIVE, ADAPTIVE_NONZERO, FACTOR, akdp_mask_dense_reference, akdp_mask_reference
 
 Threshold: TypeAlias = float | Literal["adaptive", "adaptive-nonzero"]
-Scope: TypeAlias = Literal["level", "all"]
+Scope: TypeAlias = Literal["level", "all", "per_gt"]
+BOXES_AT_A_TIME = 256
+"""Of one image with the scope "per_gt", where each box has a mask of its own for a while."""
+
+
+Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Of an operator: mask, lam, max_iou."""
 
 
 class AkdpStats(NamedTuple):
     """What an AKDP mask was made from, for one level.
 
-    For one image; for a batch, `lam` and `coverage` have shape [B] and `max_iou` is a list of B tensors.
+    For one image; for a batch, `lam` and `coverage` have shape [B] and `max_iou` is a list of B tensors, and so is `lam`
+    where it is of boxes.
 
     Attributes:
-        lam: float64 scalar, the lambda (or the fixed factor); the threshold of box g is ``lam * max_iou[g]``.
+        lam: float64 scalar, the lambda (or the fixed factor); with the scope "per_gt" float64 [G], that of each box. The
+            threshold of box g is ``lam * max_iou[g]``.
         max_iou: Tensor[G], float32 or float64, the greatest IoU of each box with an anchor, in [0, 1].
         coverage: float64 scalar, the share of cells that the mask selects, in [0, 1]; 0 for a level without cells.
     """
 
-    lam: Tensor
+    lam: Tensor | list[Tensor]
     max_iou: Tensor | list[Tensor]
     coverage: Tensor
 
@@ -76,7 +84,8 @@ def akdp_mask(
         gt_boxes: Tensor[G, 4] (x1, y1, x2, y2 px) of one image, or a list of B such tensors. G and B may be 0.
         threshold: "adaptive"; "adaptive-nonzero", the lambda over the pairs that overlap alone; or a factor in (0, 1)
             in place of the lambda.
-        scope: "level" takes lambda and each box's maximum over the anchors of each level, "all" over all levels'.
+        scope: "level" takes lambda and each box's maximum over the anchors of each level, "all" over all levels';
+            "per_gt" a lambda for each box, over its pairs with the anchors of each level.
         backend: "auto" or a name of :func:`available_backends`.
 
     Returns:
@@ -145,11 +154,14 @@ def akdp_stats(
     levels = []
     for mask, level_lam, level_max_iou in zip(masks, lam, max_iou, strict=True):
         coverage = mask.sum((-2, -1)).double() / max(mask.shape[-2] * mask.shape[-1], 1)
-        if batched:
-            levels.append(AkdpStats(level_lam, list(level_max_iou.split(counts)), coverage))
-        else:
-            levels.append(AkdpStats(level_lam[0], level_max_iou, coverage))
+        lams = _of_images(level_lam, counts) if scope == "per_gt" else level_lam
+        maxima = _of_images(level_max_iou, counts)
+        levels.append(AkdpStats(lams, maxima, coverage) if batched else AkdpStats(lams[0], maxima[0], coverage))
     return levels[0] if isinstance(anchors, Tensor | AnchorGrid) else levels
+
+
+def _of_images(values: Tensor, counts: list[int]) -> list[Tensor]:
+    return list(values.split(counts)) if counts else []  # split() refuses an empty list
 
 
 def _run(
@@ -159,10 +171,11 @@ def _run(
     scope: Scope,
     backend: str,
 ) -> tuple[list[Tensor], Tensor, Tensor, bool, list[int]]:
-    """The levels' masks, [H, W] or for a batch [B, H, W], lam [L, B], max_iou [L, G], whether a batch, its counts."""
+    """The levels' masks, [H, W] or for a batch [B, H, W], lam [L, B] or for "per_gt" [L, G], max_iou [L, G], whether a
+    batch, its counts."""
     mode, factor = _mode(threshold)
-    if scope not in ("level", "all"):
-        raise ValueError(f"scope must be 'level' or 'all', got {scope!r}")
+    if scope not in ("level", "all", "per_gt"):
+        raise ValueError(f"scope must be 'level', 'all' or 'per_gt', got {scope!r}")
     if isinstance(anchors, Tensor):
         check_floating("anchors", anchors)
         check_dim("anchors", anchors, "[H, W, K, 4]")
@@ -171,18 +184,49 @@ def _run(
         boxes, counts, batched = gather_boxes(gt_boxes, anchors)
         chosen = choose_backend("akdp_mask", backend, boxes.device.type)
         shapes = [anchors.shape[0], anchors.shape[1]]
-        mask, lam, max_iou = operator("akdp_mask_dense", chosen)(boxes, counts, anchors, mode, factor)
+
+        def run(boxes: Tensor, counts: list[int]) -> Outputs:
+            return operator("akdp_mask_dense", chosen)(boxes, counts, anchors, mode, factor)
     else:
         base_anchors, strides, shapes = flatten_grids(anchors)
         boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
         chosen = choose_backend("akdp_mask", backend, boxes.device.type)
-        mask, lam, max_iou = operator("akdp_mask", chosen)(
-            boxes, counts, base_anchors, strides, shapes, mode, factor, scope == "all"
-        )
-    images = [len(counts)] if batched else []
-    sizes = [(*images, h, w) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
+
+        def run(boxes: Tensor, counts: list[int]) -> Outputs:
+            arguments = (boxes, counts, base_anchors, strides, shapes, mode, factor, scope == "all")
+            return operator("akdp_mask", chosen)(*arguments)
+
+    if scope == "per_gt" and counts:
+        masks, lam, max_iou = _run_per_gt(run, boxes, counts, shapes)
+    else:
+        mask, lam, max_iou = run(boxes, counts)
+        masks = _split_levels(mask, len(counts), shapes)
+    return masks if batched else [mask[0] for mask in masks], lam, max_iou, batched, counts
+
+
+def _run_per_gt(
+    run: Callable[[Tensor, list[int]], Outputs], boxes: Tensor, counts: list[int], shapes: list[int]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Each box is an image of its own; an image has the cells of its boxes."""
+    images, lam, max_iou = [], [], []
+    for of_image in boxes.split(counts):
+        masks: list[Tensor] = []
+        for start in range(0, max(len(of_image), 1), BOXES_AT_A_TIME):
+            part = of_image[start : start + BOXES_AT_A_TIME]
+            mask, part_lam, part_max_iou = run(part, [1] * len(part))
+            found = [each.any(0) for each in _split_levels(mask, len(part), shapes)]
+            masks = [a | b for a, b in zip(masks, found, strict=True)] if masks else found
+            lam.append(part_lam)
+            max_iou.append(part_max_iou)
+        images.append(masks)
+    return [torch.stack(level) for level in zip(*images, strict=True)], torch.cat(lam, 1), torch.cat(max_iou, 1)
+
+
+def _split_levels(mask: Tensor, images: int, shapes: list[int]) -> list[Tensor]:
+    """bool [images, H, W] a level."""
+    sizes = [(images, h, w) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
     parts = mask.split([math.prod(size) for size in sizes])
-    return [part.view(size) for part, size in zip(parts, sizes, strict=True)], lam, max_iou, batched, counts
+    return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _mode(threshold: Threshold) -> tuple[int, float]:

@@ -163,6 +163,17 @@ def test_one_scope_for_all_levels() -> None:
     assert not any(mask.any() for mask in everywhere[1:])
 
 
+@pytest.mark.parametrize("which", ["all", "best-level"])
+def test_a_lambda_for_each_box(which: str) -> None:
+    """The masks of two boxes are those that each would have alone."""
+    student, teacher = pair("fa")
+    distiller = Distiller(student, teacher, DistillOptions(scope="per_gt", boxes=which))  # type: ignore[arg-type]
+    boxes = torch.tensor([[14.0, 14.0, 26.0, 26.0], [2.0, 8.0, 60.0, 62.0]])
+    both, *alone = (distiller.masks(student.anchor_grids, [some]) for some in (boxes, boxes[:1], boxes[1:]))
+    assert all(torch.equal(mask, a | b) for mask, a, b in zip(both, *alone, strict=True))
+    assert any(mask.any() for mask in both)
+
+
 def test_no_boxes_at_all_is_zero_and_in_the_graph() -> None:
     student, teacher = pair("la")
     distiller = Distiller(student, teacher, DistillOptions())

@@ -73,7 +73,7 @@ class NaiveLevel:
 def naive_akdp(
     levels: list[Tensor], boxes: Tensor, threshold: str | float = "adaptive", scope: str = "level"
 ) -> list[NaiveLevel]:
-    """AKDP of one image. `levels`: anchors [H, W, K, 4] each; `boxes`: [G, 4]."""
+    """AKDP of one image, by the scope "level" or "all". `levels`: anchors [H, W, K, 4] each; `boxes`: [G, 4]."""
     truths = boxes.double().tolist()
     ious = [
         [[[[naive_iou(a, b) for b in truths] for a in cell] for cell in row] for row in level.double().tolist()]

@@ -15,6 +15,7 @@ from kernel_oracles import LAYOUTS, count_undecided, iou_float32, naive_akdp, py
 from torch import Tensor
 
 from zoominnet.kernels import AnchorGrid, _iou, akdp_mask, akdp_stats
+from zoominnet.kernels.akdp_mask import op as akdp_op
 
 OPERATION = "akdp_mask"
 THRESHOLDS = ["adaptive", "adaptive-nonzero", 0.5]
@@ -134,6 +135,38 @@ def test_naive_computation(dtype: torch.dtype, threshold: str | float, scope: st
             assert stat.max_iou[b].dtype == exact
             assert stat.max_iou[b].tolist() == pytest.approx(level.max_iou, rel=BAND[exact], abs=0)
             assert stat.coverage[b].item() == pytest.approx(mask[b].double().mean().item(), rel=1e-15, abs=0)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_scope_per_gt_is_each_box_alone(
+    threshold: str | float, dense: bool, backend: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(akdp_op, "BOXES_AT_A_TIME", 2)
+    grids = [grid.to(device, torch.float64) for grid in pyramid([(9, 7), (5, 4)])][: 1 if dense else 2]
+    images = [random_boxes(count, 36, seed=count, dtype=torch.float64).to(device) for count in (5, 0, 1)]
+    anchors = grids[0].boxes() if dense else grids
+    masks, stats = (
+        function(anchors, images, threshold=threshold, scope="per_gt", backend=backend)
+        for function in (akdp_mask, akdp_stats)
+    )
+    for i, (mask, stat) in enumerate(zip([masks], [stats], strict=True) if dense else zip(masks, stats, strict=True)):
+        for b, boxes in enumerate(images):
+            alone = [naive_akdp([grids[i].boxes()], box[None], threshold)[0] for box in boxes]
+            expected = torch.zeros(mask.shape[1:], dtype=torch.bool)
+            for level in alone:
+                limit = level.lam * level.max_iou[0]
+                expected |= torch.tensor(level.iou, dtype=torch.float64).amax(dim=(2, 3)) > limit
+            assert torch.equal(mask[b].cpu(), expected)
+            assert stat.lam[b].tolist() == pytest.approx([level.lam for level in alone], rel=1e-12, abs=0)
+            assert stat.max_iou[b].tolist() == pytest.approx([level.max_iou[0] for level in alone], rel=1e-12, abs=0)
+            assert stat.coverage[b].item() == pytest.approx(expected.double().mean().item(), abs=1e-15)
+    one, of_one = (
+        function(anchors, images[0], threshold=threshold, scope="per_gt", backend=backend)
+        for function in (akdp_mask, akdp_stats)
+    )
+    assert torch.equal(one if dense else one[0], (masks if dense else masks[0])[0])
+    assert (of_one if dense else of_one[0]).lam.shape == (5,)
 
 
 coordinates = st.one_of(
@@ -291,6 +324,8 @@ def test_batch_without_images(backend: str, device: str) -> None:
     assert [tuple(mask.shape) for mask in akdp_mask(grids, [], backend=backend)] == [(0, 3, 4), (0, 2, 2)]
     stats = akdp_stats(grids[0].boxes(), [], backend=backend)
     assert (tuple(stats.lam.shape), stats.max_iou, tuple(stats.coverage.shape)) == ((0,), [], (0,))
+    stats = akdp_stats(grids[0].boxes(), [], scope="per_gt", backend=backend)
+    assert (stats.lam, stats.max_iou, tuple(stats.coverage.shape)) == ([], [], (0,))
 
 
 def test_torchvision_anchors(backend: str, device: str) -> None:
@@ -375,7 +410,7 @@ def test_memory_does_not_grow_with_anchors_times_boxes(backend: str) -> None:
         ({"threshold": 1}, ValueError, "between 0 and 1, got 1"),
         ({"threshold": NAN}, ValueError, "between 0 and 1, got nan"),
         ({"threshold": None}, ValueError, "got None"),
-        ({"scope": "levels"}, ValueError, "scope must be 'level' or 'all', got 'levels'"),
+        ({"scope": "levels"}, ValueError, "scope must be 'level', 'all' or 'per_gt', got 'levels'"),
     ],
 )
 @pytest.mark.parametrize("function", [akdp_mask, akdp_stats])

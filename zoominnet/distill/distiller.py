@@ -25,7 +25,8 @@ class DistillOptions:
         at: "fpn" compares the pyramid's outputs, "tower" those of both head towers (their losses add).
         threshold: "adaptive" (Eq. 15), "adaptive-nonzero" (over overlapping pairs only) or a factor in (0, 1) in
             lambda's place (0.5: Wang et al. 2019).
-        scope: "level": lambda and the maxima of each level alone; "all": of all levels together.
+        scope: "level": lambda and the maxima of each level alone; "all": of all levels together; "per_gt": of each level
+            and box.
         boxes: "all": every box counts at every level; "best-level": a box counts only at the level where it finds
             its highest IoU.
         channels: "sum" (Eq. 20) or "mean" over the channels.
@@ -37,7 +38,7 @@ class DistillOptions:
     weight: float = 0.01
     at: Literal["fpn", "tower"] = "fpn"
     threshold: Literal["adaptive", "adaptive-nonzero"] | float = "adaptive"
-    scope: Literal["level", "all"] = "level"
+    scope: Literal["level", "all", "per_gt"] = "level"
     boxes: Literal["all", "best-level"] = "all"
     channels: Literal["sum", "mean"] = "sum"
     levels: Literal["sum", "mean"] = "sum"
@@ -130,6 +131,7 @@ class Distiller:
                 grid,
                 [b[best == level] for b, best in zip(boxes, best_levels, strict=True)],
                 threshold=options.threshold,
+                scope=options.scope,
                 backend=self.backend,
             )
             for level, grid in enumerate(grids)

@@ -307,6 +307,23 @@ def test_the_tables_are_those_of_the_results() -> None:
     assert report.main(["--check"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("native", "compiled", "expected"),
+    [
+        ([1.0, 1.1], [4.0, 1.0], "native"),  # loses at one shape, wins by the mean
+        ([1.0, 4.1], [4.0, 1.0], "reference"),
+        ([5.0, 5.0], [9.0, 9.0], "reference"),  # is itself the quickest of ours
+        ([1.0, None], [4.0, 4.0], "reference"),
+    ],
+)
+def test_what_is_the_quickest(native: list[float | None], compiled: list[float], expected: str) -> None:
+    benchmarks = []
+    for ours, theirs in zip(native, compiled, strict=True):
+        rivals = {"reference": 3.0, "compiled": theirs} | ({} if ours is None else {"native": ours})
+        benchmarks.append(result("pa_l2_loss", "x", "both", **rivals))
+    assert report.fastest({"benchmarks": benchmarks}, "pa_l2_loss") == expected
+
+
 def test_a_kernel_that_does_not_beat_the_compiler_is_not_the_default() -> None:
     for device, results in report.read_results(ROOT / "benchmarks" / "results").items():
         for operation in OPERATIONS:

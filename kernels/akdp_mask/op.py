@@ -85,7 +85,8 @@ def akdp_mask(
         threshold: "adaptive"; "adaptive-nonzero", the lambda over the pairs that overlap alone; or a factor in (0, 1)
             in place of the lambda.
         scope: "level" takes lambda and each box's maximum over the anchors of each level, "all" over all levels';
-            "per_gt" a lambda for each box, over its pairs with the anchors of each level.
+            "per_gt" a lambda for each box, over its pairs with the anchors of each level (`torch.compile` compiles this
+            anew for each number of boxes).
         backend: "auto" or a name of :func:`available_backends`.
 
     Returns:

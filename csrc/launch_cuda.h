@@ -110,7 +110,9 @@ struct Smaller {
 };
 
 // The first task of a warp, and how far each of its next ones is.
-__device__ __forceinline__ int64_t first_task_of_warp() { return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize; }
+__device__ __forceinline__ int64_t first_task_of_warp() {
+  return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
+}
 __device__ __forceinline__ int64_t tasks_of_warps() { return int64_t{gridDim.x} * kWarps; }
 
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x % kWarpSize); }

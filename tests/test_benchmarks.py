@@ -310,7 +310,8 @@ def test_the_tables_are_those_of_the_results() -> None:
 @pytest.mark.parametrize(
     ("native", "compiled", "expected"),
     [
-        ([1.0, 1.1], [4.0, 1.0], "native"),  # loses at one shape, wins by the mean
+        ([1.0, 1.09], [4.0, 1.0], "native"),  # wins by the mean, and loses at one shape by no more than noise
+        ([1.0, 1.11], [4.0, 1.0], "reference"),
         ([1.0, 4.1], [4.0, 1.0], "reference"),
         ([5.0, 5.0], [9.0, 9.0], "reference"),  # is itself the quickest of ours
         ([1.0, None], [4.0, 4.0], "reference"),

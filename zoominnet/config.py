@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoominnet.distill import DistillOptions
-from zoominnet.engine.checkpoint import MAX_IMAGE_SIZE
 from zoominnet.errors import UserError
 from zoominnet.models.head import LaPredictor
 
 BASIC_BLOCKS = ("resnet18", "resnet34")
 """Backbones without bottlenecks."""
 LARGEST_FLOAT32 = 3.4e38
+MAX_IMAGE_SIZE = 1 << 14
+"""Side of a model's input, px, beyond which a file is not believed."""
 MAX_WORKERS, MAX_SECONDS = 1024, 1_000_000
 """Beyond them it is a slip: the machine could not start the one, nor its clocks hold the other."""
 Profile = Literal["paper", "repo", "wang2019", "demo"]

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoominnet
+from zoominnet.config import MAX_IMAGE_SIZE
 from zoominnet.data import ResizeMode
 from zoominnet.errors import EXIT_IO_ERROR, UserError
 from zoominnet.models import RetinaNet, build_model
@@ -38,8 +39,6 @@ from zoominnet.models.weights import METADATA_KEY
 
 DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 """What a model holds, by safetensors' names."""
-MAX_IMAGE_SIZE = 1 << 14
-"""Side of a model's input, px, beyond which a file is not believed."""
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 _PREFIX, _TEMPORARY, _DELETED = "step-", ".writing-", ".deleting-"
 _REPLACED = ".replaced"

@@ -9,8 +9,9 @@
 
 namespace zoominnet {
 
+// One access to memory, or several of 16 bytes.
 template <class T, int N>
-struct alignas(N * sizeof(T)) Pack {
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T values[N];
 };
 
@@ -22,23 +23,27 @@ constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 // after the other, with any strides.
 enum class Order { kColumns, kChannels, kAny };
 
+// Whether memory allows to take a tensor's values, the first of which is at `data`, in packs along dimension `inner`.
+template <class T>
+bool fits_in_packs(const T* data, const Tensor& x, int64_t inner, int pack) {
+  const size_t bytes = std::min<size_t>(pack * sizeof(T), 16);
+  bool fits = x.numel() > 0 && x.stride(inner) == 1 && x.size(inner) % pack == 0 &&
+              reinterpret_cast<uintptr_t>(data) % bytes == 0;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    fits = fits && (d == inner || x.size(d) <= 1 || x.stride(d) % pack == 0);
+  }
+  return fits;
+}
+
 // The order in which the maps of an operation can be read. float64 is for checks, not for speed.
 class OrderOfMaps {
  public:
   // A map of which `columns` neighbours of a row, or kPack channels, are to be read at a time.
   template <class T>
   void include(const Map<T>& map, const Tensor& x, int columns) {
-    const auto strides = x.strides(), sizes = x.sizes();
-    const auto fits = [&](size_t inner, int pack) {
-      bool fit = strides[inner] == 1 && sizes[inner] % pack == 0 &&
-                 reinterpret_cast<uintptr_t>(map.data) % (pack * sizeof(T)) == 0;
-      for (size_t d = 0; d < 4; ++d) {
-        fit = fit && (d == inner || sizes[d] <= 1 || strides[d] % pack == 0);
-      }
-      return fit && x.numel() > 0 && sizeof(T) < sizeof(double);
-    };
-    columns_ = columns_ && fits(3, columns);
-    channels_ = channels_ && fits(1, kPack<T>);
+    constexpr bool fast = sizeof(T) < sizeof(double);
+    columns_ = columns_ && fast && fits_in_packs(map.data, x, 3, columns);
+    channels_ = channels_ && fast && fits_in_packs(map.data, x, 1, kPack<T>);
   }
 
   Order best() const { return columns_ ? Order::kColumns : channels_ ? Order::kChannels : Order::kAny; }

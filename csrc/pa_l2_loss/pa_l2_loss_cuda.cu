@@ -10,10 +10,18 @@ namespace {
 
 constexpr int64_t kMaxSumBlocks = 2048;
 
+// Neighbouring cells that a thread takes where maps can be read in packs along the rows. With four positions a cell, more
+// would not fit in its registers.
+template <class T>
+constexpr int columns_of(int64_t step) {
+  return step == 1 ? kPack<T> : 4;
+}
+
 template <class T>
 struct Inputs {
   Map<const T> student, teacher;
   Map<const uint8_t> mask;  // with one channel
+  bool mask_packed;         // it can be read in packs as the teacher is
   int64_t B, C, h, w;
 };
 
@@ -63,15 +71,33 @@ struct Differences {
   }
 };
 
-// Which phases of a cell are masked, a bit for each.
-template <int step>
-__device__ __forceinline__ unsigned masked_phases(const Map<const uint8_t>& mask, int64_t b, int64_t i, int64_t j) {
-  unsigned bits = 0;
-  for (int p = 0; p < step * step; ++p) {
-    bits |= static_cast<unsigned>(*mask.at(b, 0, step * i + p / step, step * j + p % step) != 0) << p;
+// Which phases of `cells` neighbours in a row are masked, a bit for each phase.
+template <int step, int cells>
+struct Masked {
+  unsigned of_cell[cells], any = 0;
+
+  __device__ __forceinline__ Masked(const Map<const uint8_t>& mask, bool packed, int64_t b, int64_t i, int64_t j)
+      : of_cell{} {
+    for (int r = 0; r < step; ++r) {
+      const uint8_t* const from = mask.at(b, 0, step * i + r, step * j);
+      const auto row = packed ? load_pack<step * cells, true>(from, 1) : load_pack<step * cells, false>(from, mask.column);
+      for (int n = 0; n < step * cells; ++n) {
+        of_cell[n / step] |= static_cast<unsigned>(row.values[n] != 0) << (r * step + n % step);
+      }
+    }
+    for (int n = 0; n < cells; ++n) {
+      any |= of_cell[n];
+    }
   }
-  return bits;
-}
+
+  __device__ __forceinline__ int count() const {
+    int sum = 0;
+    for (int n = 0; n < cells; ++n) {
+      sum += __popc(of_cell[n]);
+    }
+    return sum;
+  }
+};
 
 __device__ __forceinline__ void write_sums(PartialSum* sums, double sum, int64_t masked) {
   sum = block_reduce(sum, Add{});
@@ -81,9 +107,14 @@ __device__ __forceinline__ void write_sums(PartialSum* sums, double sum, int64_t
   }
 }
 
+// For how many channels, or packs of channels, a thread reads everything before it computes: the more values are on their
+// way at a time, the less memory waits. A test says how many.
+template <int step>
+constexpr int kAhead = step == 1 ? 4 : 2;
+
 // A thread's item: `cells` neighbours in a row, and some channels.
 template <class T, int step, int cells, bool packed, bool backward>
-__global__ __launch_bounds__(kThreads) void columns_kernel(Inputs<T> in, int64_t channels, int64_t items,
+__global__ __launch_bounds__(kThreads, 4) void columns_kernel(Inputs<T> in, int64_t channels, int64_t items,
                                                            Results<T> results) {
   using Wide = Accumulated<T>;
   const int64_t groups = in.w / cells, chunks = in.C > 0 ? (in.C + channels - 1) / channels : 1;
@@ -95,52 +126,58 @@ __global__ __launch_bounds__(kThreads) void columns_kernel(Inputs<T> in, int64_t
     const Position at = find_position(item, groups, in.h, chunks);
     const int64_t j = at.inner * cells, i = at.second, b = at.outer, begin = at.third * channels;
     const int64_t end = begin + channels < in.C ? begin + channels : in.C;
-    unsigned masked[cells], row_masked[step] = {};
-    for (int n = 0; n < cells; ++n) {
-      masked[n] = masked_phases<step>(in.mask, b, i, j + n);
-      for (int r = 0; r < step; ++r) {
-        row_masked[r] |= masked[n] >> (r * step) & ((1u << step) - 1);
-      }
-      count += begin == 0 ? __popc(masked[n]) : 0;
-    }
-    unsigned any = 0;
-    for (int r = 0; r < step; ++r) {
-      any |= row_masked[r];
-    }
-    if (!backward && any == 0) {
+    const Masked<step, cells> masked(in.mask, packed && in.mask_packed, b, i, j);
+    count += begin == 0 ? masked.count() : 0;
+    if (!backward && masked.any == 0) {
       continue;
     }
-#pragma unroll 2
-    for (int64_t c = begin; c < end; ++c) {
-      Differences<Wide, step> differences[cells] = {};
-      if (any != 0) {
-        const auto student = load_pack<cells, packed>(in.student.at(b, c, i, j), in.student.column);
-        for (int r = 0; r < step; ++r) {
-          if (row_masked[r] != 0) {
-            const auto teacher =
+    for (int64_t first = begin; first < end; first += kAhead<step>) {
+      Pack<T, cells> student[kAhead<step>] = {};
+      Pack<T, step * cells> teacher[kAhead<step>][step] = {};
+#pragma unroll
+      for (int n = 0; n < kAhead<step>; ++n) {
+        const int64_t c = first + n < end ? first + n : end - 1;
+        if (masked.any != 0) {
+          student[n] = load_pack<cells, packed>(in.student.at(b, c, i, j), in.student.column);
+          for (int r = 0; r < step; ++r) {
+            teacher[n][r] =
                 load_pack<step * cells, packed>(in.teacher.at(b, c, step * i + r, step * j), in.teacher.column);
-            for (int n = 0; n < cells; ++n) {
-              for (int p = r * step; p < (r + 1) * step; ++p) {
-                if (masked[n] >> p & 1) {
-                  differences[n].of_phase[p] = widen(student.values[n]) - widen(teacher.values[n * step + p % step]);
-                }
-              }
-            }
           }
         }
       }
-      if constexpr (backward) {
-        Pack<T, cells> grad;
-        for (int n = 0; n < cells; ++n) {
-          grad.values[n] = static_cast<T>(differences[n].gradient(scale, masked[n]));
+      Wide squares[kAhead<step>] = {};
+#pragma unroll
+      for (int n = 0; n < kAhead<step>; ++n) {
+        Differences<Wide, step> differences[cells] = {};
+        for (int cell = 0; cell < cells; ++cell) {
+          for (int p = 0; p < step * step; ++p) {
+            if (masked.of_cell[cell] >> p & 1) {
+              differences[cell].of_phase[p] = widen(student[n].values[cell]) -
+                                              widen(teacher[n][p / step].values[cell * step + p % step]);
+            }
+          }
         }
-        store_pack<cells, packed>(results.grad.at(b, c, i, j), results.grad.column, grad);
-      } else {
-        Wide squares = differences[0].sum_of_squares();
-        for (int n = 1; n < cells; ++n) {
-          squares += differences[n].sum_of_squares();
+        if constexpr (backward) {
+          Pack<T, cells> grad;
+          for (int cell = 0; cell < cells; ++cell) {
+            grad.values[cell] = static_cast<T>(differences[cell].gradient(scale, masked.of_cell[cell]));
+          }
+          if (first + n < end) {
+            store_pack<cells, packed>(results.grad.at(b, first + n, i, j), results.grad.column, grad);
+          }
+        } else {
+          squares[n] = differences[0].sum_of_squares();
+          for (int cell = 1; cell < cells; ++cell) {
+            squares[n] += differences[cell].sum_of_squares();
+          }
         }
-        sum += static_cast<double>(squares);
+      }
+      if constexpr (!backward) {
+        Wide all = squares[0];
+        for (int n = 1; n < kAhead<step>; ++n) {
+          all += first + n < end ? squares[n] : Wide{};
+        }
+        sum += static_cast<double>(all);
       }
     }
   }
@@ -149,48 +186,71 @@ __global__ __launch_bounds__(kThreads) void columns_kernel(Inputs<T> in, int64_t
   }
 }
 
-// A thread's item: kPack channels of a cell.
+// How many items a cell is for the kernel below.
+template <class T, int step>
+__host__ __device__ int64_t items_of_cell(int64_t C) {
+  return (C / kPack<T> + kAhead<step> - 1) / kAhead<step>;
+}
+
+// A thread's item: packs of channels of a cell, so far apart that neighbouring threads have neighbouring packs.
 template <class T, int step, bool backward>
-__global__ __launch_bounds__(kThreads) void channels_kernel(Inputs<T> in, int64_t items, Results<T> results) {
+__global__ __launch_bounds__(kThreads, 4) void channels_kernel(Inputs<T> in, int64_t items, Results<T> results) {
   using Wide = Accumulated<T>;
   constexpr int kChannels = kPack<T>;
+  const int64_t of_cell = items_of_cell<T, step>(in.C);
   const Wide scale = backward ? results.scale(in.C) : Wide{1};
   double sum = 0;
   int64_t count = 0;
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
        item += int64_t{gridDim.x} * kThreads) {
-    const Position at = find_position(item, in.C / kChannels, in.w, in.h);
-    const int64_t c = at.inner * kChannels, j = at.second, i = at.third, b = at.outer;
-    const unsigned masked = masked_phases<step>(in.mask, b, i, j);
-    count += c == 0 ? __popc(masked) : 0;
+    const Position at = find_position(item, of_cell, in.w, in.h);
+    const int64_t j = at.second, i = at.third, b = at.outer;
+    const unsigned masked = Masked<step, 1>(in.mask, false, b, i, j).any;
+    count += at.inner == 0 ? __popc(masked) : 0;
     if (!backward && masked == 0) {
       continue;
     }
-    Differences<Wide, step> differences[kChannels] = {};
-    if (masked != 0) {
-      const auto student = load_pack<kChannels, true>(in.student.at(b, c, i, j), 1);
+    Pack<T, kChannels> student[kAhead<step>] = {}, teacher[kAhead<step>][step * step] = {};
+#pragma unroll
+    for (int n = 0; n < kAhead<step>; ++n) {
+      const int64_t c = (at.inner + n * of_cell) * kChannels;
+      if (c < in.C && masked != 0) {
+        student[n] = load_pack<kChannels, true>(in.student.at(b, c, i, j), 1);
+      }
       for (int p = 0; p < step * step; ++p) {
-        if (masked >> p & 1) {
-          const auto teacher =
+        if (c < in.C && masked >> p & 1) {
+          teacher[n][p] =
               load_pack<kChannels, true>(in.teacher.at(b, c, step * i + p / step, step * j + p % step), 1);
-          for (int n = 0; n < kChannels; ++n) {
-            differences[n].of_phase[p] = widen(student.values[n]) - widen(teacher.values[n]);
-          }
         }
       }
     }
-    if constexpr (backward) {
-      Pack<T, kChannels> grad;
-      for (int n = 0; n < kChannels; ++n) {
-        grad.values[n] = static_cast<T>(differences[n].gradient(scale, masked));
+#pragma unroll
+    for (int n = 0; n < kAhead<step>; ++n) {
+      const int64_t c = (at.inner + n * of_cell) * kChannels;
+      Differences<Wide, step> differences[kChannels] = {};
+      for (int channel = 0; channel < kChannels; ++channel) {
+        for (int p = 0; p < step * step; ++p) {
+          if (masked >> p & 1) {
+            differences[channel].of_phase[p] =
+                widen(student[n].values[channel]) - widen(teacher[n][p].values[channel]);
+          }
+        }
       }
-      store_pack<kChannels, true>(results.grad.at(b, c, i, j), 1, grad);
-    } else {
-      Wide squares = differences[0].sum_of_squares();
-      for (int n = 1; n < kChannels; ++n) {
-        squares += differences[n].sum_of_squares();
+      if constexpr (backward) {
+        Pack<T, kChannels> grad;
+        for (int channel = 0; channel < kChannels; ++channel) {
+          grad.values[channel] = static_cast<T>(differences[channel].gradient(scale, masked));
+        }
+        if (c < in.C) {
+          store_pack<kChannels, true>(results.grad.at(b, c, i, j), 1, grad);
+        }
+      } else {
+        Wide squares = differences[0].sum_of_squares();
+        for (int channel = 1; channel < kChannels; ++channel) {
+          squares += differences[channel].sum_of_squares();
+        }
+        sum += static_cast<double>(squares);
       }
-      sum += static_cast<double>(squares);
     }
   }
   if constexpr (!backward) {
@@ -225,12 +285,12 @@ int64_t launch_kernel(const Stream& stream, const Inputs<T>& in, Order order, co
   };
   if constexpr (sizeof(T) < sizeof(double)) {
     if (order == Order::kChannels) {
-      const int64_t items = in.B * in.h * in.w * (in.C / kPack<T>);
+      const int64_t items = in.B * in.h * in.w * items_of_cell<T, step>(in.C);
       stream.launch(channels_kernel<T, step, backward>, blocks_of(items), in, items, results);
       return blocks_of(items);
     }
   }
-  constexpr int kCells = kPack<T> / step;
+  constexpr int kCells = columns_of<T>(step);
   const int64_t positions = in.B * in.h * (order == Order::kColumns ? in.w / kCells : in.w);
   // So few channels for a thread that there are about 2^18 of them, but not less than 4.
   const int64_t chunks = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(positions, 1), 1, divide_up(in.C + 1, 4));
@@ -250,23 +310,20 @@ template <class T>
 struct Problem {
   Inputs<T> in;
   int64_t step;
+  int columns;
   OrderOfMaps order;
 
   Problem(const Tensor& student, const Tensor& teacher, const Tensor& mask, int64_t step_)
-      : in{read_map<T>(student),
-           read_map<T>(teacher),
-           {static_cast<const uint8_t*>(mask.const_data_ptr()), mask.stride(0), 0, mask.stride(1), mask.stride(2)},
-           student.size(0),
-           student.size(1),
-           student.size(2),
-           student.size(3)},
-        step(step_) {
-    order.include(in.student, student, columns());
-    order.include(in.teacher, teacher, kPack<T>);
+      : in{read_map<T>(student), read_map<T>(teacher), {}, false,
+           student.size(0),      student.size(1),      student.size(2), student.size(3)},
+        step(step_),
+        columns(columns_of<T>(step)) {
+    const int positions = static_cast<int>(step) * columns;
+    in.mask = {static_cast<const uint8_t*>(mask.const_data_ptr()), mask.stride(0), 0, mask.stride(1), mask.stride(2)};
+    in.mask_packed = fits_in_packs(in.mask.data, mask, 2, positions);
+    order.include(in.student, student, columns);
+    order.include(in.teacher, teacher, positions);
   }
-
-  // Of the student, in a pack.
-  int columns() const { return kPack<T> / static_cast<int>(step); }
 
   template <bool backward>
   int64_t launch(const Stream& stream, const Results<T>& results) const {
@@ -315,7 +372,7 @@ Tensor pa_l2_loss_backward_cuda(const Tensor& grad_out, const Tensor& student, c
     Results<T> results{nullptr, write_map<T>(result),
                        static_cast<const Accumulated<T>*>(grad_out.const_data_ptr()),
                        static_cast<const int64_t*>(count.const_data_ptr()), channel_mean};
-    problem.order.include(results.grad, result, problem.columns());
+    problem.order.include(results.grad, result, problem.columns);
     problem.template launch<true>(stream, results);
   });
   return result;

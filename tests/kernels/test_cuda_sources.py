@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import runpy
@@ -74,6 +75,17 @@ def test_only_gpus_that_nvcc_knows_are_named(tmp_path: Path) -> None:
     ]
 
 
+def packs_read_together(ptx: str) -> list[int]:
+    """Of each kernel of the loss that reads packs: how many of them are on their way before it subtracts, at the most."""
+    result = []
+    for entry in ptx.split(".entry ")[1:]:
+        tokens = re.findall(r"ld\.global(?:\.\w+)*\.v\d|sub\.(?:rn\.)?f32", entry)
+        runs = [len(list(run)) for load, run in itertools.groupby(tokens, lambda token: token.startswith("ld")) if load]
+        if runs:
+            result.append(max(runs))
+    return result
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_nvcc(source: Path, options: list[str], tmp_path: Path) -> None:
@@ -89,6 +101,8 @@ def test_nvcc(source: Path, options: list[str], tmp_path: Path) -> None:
         whole = [names for names in stores if any(".v" in name for name in names)]
         assert len(whole) == packed
         assert all(".v" in name for names in whole for name in names)
+        if source.parent.name == "pa_l2_loss":
+            assert min(packs_read_together(ptx.read_text())) >= 8
 
 
 @pytest.fixture(scope="module")

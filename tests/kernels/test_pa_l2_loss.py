@@ -88,7 +88,8 @@ def test_half_precision_differs_from_float32_by_the_gradient_rounding_alone(
     student, teacher, mask = (x.to(device) for x in sample(factor, dtype=dtype))
     loss, grad = run(student * 100, teacher, mask, backend=backend)  # squares beyond float16's 65504
     float_loss, float_grad = run((student * 100).float(), teacher.float(), mask, backend=backend)
-    assert torch.equal(loss, float_loss)
+    # More half than single numbers fit in a vector, so that their squares may be added in another order.
+    assert loss.item() == pytest.approx(float_loss.item(), rel=8 * torch.finfo(torch.float32).eps, abs=0)
     assert torch.equal(grad, float_grad.to(dtype))
 
 

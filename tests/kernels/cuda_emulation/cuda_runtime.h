@@ -38,7 +38,7 @@
 #define __shared__ static  // blocks run one after the other
 #define __forceinline__ inline
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define CUDA CPU
 #define is_cuda is_cpu
 

@@ -13,9 +13,9 @@ namespace {
 
 // Eight neighbouring cells of a row, or less at its end, of which at least one position is masked.
 struct Group {
-  int64_t i, j, count;
   int64_t student, teacher;  // of its first cell and position, in elements from those of the same channel's first
-  int32_t masked[4][kLanes];  // for each phase, -1 where masked, else 0
+  int32_t i, j, count;
+  int8_t masked[4][kLanes];  // for each phase, -1 where masked, else 0
 
   bool any(int64_t lane) const {
     return masked[0][lane] | masked[1][lane] | masked[2][lane] | masked[3][lane];
@@ -53,21 +53,38 @@ struct Problem {
       for (int64_t b = begin; b < end; ++b) {
         for (int64_t i = 0; i < h; ++i) {
           for (int64_t j = 0; j < w; j += kLanes) {
-            Group group{i, j, std::min(kLanes, w - j), i * student.stride(2) + j * student.stride(3),
-                        step * (i * teacher.stride(2) + j * teacher.stride(3)), {}};
-            int64_t count = 0;
-            for (int64_t p = 0; p < phases; ++p) {
-              const uint8_t* from = data + b * image + (step * i + p / 2) * row + (step * j + p % 2) * column;
-              for (int64_t lane = 0; lane < group.count; ++lane) {
-                const bool masked = from[lane * step * column] != 0;
-                group.masked[p][lane] = masked ? -1 : 0;
-                count += masked;
+            const int64_t cells = std::min(kLanes, w - j);
+            const uint8_t* const first = data + b * image + step * (i * row + j * column);
+            Lanes<uint8_t> of_phase[4] = {};
+            for (int64_t p = 0; p < phases; p += step) {
+              const uint8_t* const from = first + p / step * row;
+              if (column != 1 || cells < kLanes) {
+                for (int64_t n = 0; n < step * cells; ++n) {
+                  of_phase[p + n % step][n / step] = from[n * column];
+                }
+              } else if (step == 1) {
+                of_phase[p] = load_lanes(from);
+              } else {
+                const auto pairs = split_pairs<uint8_t>(load_lanes(from), load_lanes(from + kLanes));
+                of_phase[p] = pairs.even;
+                of_phase[p + 1] = pairs.odd;
               }
             }
-            if (count > 0) {
-              groups[b].push_back(group);
-              counts[b] += count;
+            if (!any_lane((of_phase[0] | of_phase[1]) | (of_phase[2] | of_phase[3]))) {
+              continue;
             }
+            Group group{i * student.stride(2) + j * student.stride(3),
+                        step * (i * teacher.stride(2) + j * teacher.stride(3)),
+                        static_cast<int32_t>(i),
+                        static_cast<int32_t>(j),
+                        static_cast<int32_t>(cells),
+                        {}};
+            for (int64_t p = 0; p < phases; ++p) {
+              const Lanes<int8_t> masked = of_phase[p] != 0;
+              store_lanes(group.masked[p], masked);
+              counts[b] += __builtin_popcountll(cast_bits<uint64_t>(masked)) / 8;
+            }
+            groups[b].push_back(group);
           }
         }
       }
@@ -79,8 +96,10 @@ struct Problem {
 };
 
 template <class T>
-ZOOMINNET_INLINE Lanes<T> keep_masked(const Lanes<T>& x, const int32_t* masked) {
-  const LaneMask<T> mask = __builtin_convertvector(load_lanes(masked), LaneMask<T>);
+ZOOMINNET_INLINE Lanes<T> keep_masked(const Lanes<T>& x, const int8_t* masked) {
+  // GCC knows instructions for each doubling of the width alone.
+  const Lanes<int32_t> wide = convert_lanes<int32_t>(convert_lanes<int16_t>(load_lanes(masked)));
+  const LaneMask<T> mask = __builtin_convertvector(wide, LaneMask<T>);
   return cast_bits<Lanes<T>>(cast_bits<LaneMask<T>>(x) & mask);
 }
 
@@ -125,7 +144,9 @@ struct Inputs {
     const int64_t next = c + 1 < problem.C ? 1 : 0;
     prefetch(s_first + next * student.channel);
     prefetch(t_first + next * teacher.channel);
-    prefetch(t_first + next * (teacher.channel + teacher.row));
+    if constexpr (phases == 4) {
+      prefetch(t_first + next * (teacher.channel + teacher.row));
+    }
     const Lanes<Wide> s = load_wide(s_first, student.column, group.count);
     if constexpr (phases == 1) {
       const Lanes<Wide> t = load_wide(t_first, teacher.column, group.count);

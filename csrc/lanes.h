@@ -108,6 +108,9 @@ ZOOMINNET_INLINE To cast_bits(const T& from) {
   return to;
 }
 
+// Into the second-level cache: data that the processor would not foresee, or not early enough. The address need not exist.
+ZOOMINNET_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
 // float16 or bfloat16 to float32, by the bits, since no instruction for it is in every instruction set.
 template <class T>
 ZOOMINNET_INLINE Lanes<float> widen_half(const Lanes<uint16_t>& x) {

@@ -71,7 +71,8 @@ def gather_boxes(gt_boxes: Tensor | Sequence[Tensor], anchors: Tensor) -> BoxBat
         check_alike(f"gt_boxes[{index}]", boxes, "gt_boxes[0]", gt_boxes[0])
     if not gt_boxes:
         return BoxBatch(anchors.new_empty((0, 4)), [], True)
-    return BoxBatch(torch.cat(list(gt_boxes)), [boxes.shape[0] for boxes in gt_boxes], True)
+    together = gt_boxes[0] if len(gt_boxes) == 1 else torch.cat(list(gt_boxes))
+    return BoxBatch(together, [boxes.shape[0] for boxes in gt_boxes], True)
 
 
 def _check_boxes(name: str, boxes: Any, anchors: Tensor) -> None:

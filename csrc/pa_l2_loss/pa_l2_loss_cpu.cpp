@@ -103,9 +103,6 @@ ZOOMINNET_INLINE Lanes<T> keep_masked(const Lanes<T>& x, const int8_t* masked) {
   return cast_bits<Lanes<T>>(cast_bits<LaneMask<T>>(x) & mask);
 }
 
-// Into the second-level cache.
-ZOOMINNET_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
-
 // S - T at each phase of eight cells or of eight channels of a cell, times the scale of the gradient; 0 where not masked.
 template <class T, int64_t phases>
 struct Terms {
@@ -167,11 +164,13 @@ struct Inputs {
     constexpr int64_t step = phases == 1 ? 1 : 2;
     Terms<Wide, phases> terms;
     const int64_t j = group.j + lane;
+    prefetch(student.at(b, c, group.i, j + 1));  // masked too, more often than not
     const Lanes<Wide> s = load_wide(student.at(b, c, group.i, j), student.channel, count);
     for (int64_t p = 0; p < phases; ++p) {
       terms.of_phase[p] = Lanes<Wide>{};
       if (group.masked[p][lane]) {
         const T* t = teacher.at(b, c, step * group.i + p / 2, step * j + p % 2);
+        prefetch(t + step * teacher.column);
         terms.of_phase[p] = (s - load_wide(t, teacher.channel, count)) * scale;
       }
     }

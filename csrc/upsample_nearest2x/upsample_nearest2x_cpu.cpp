@@ -16,6 +16,10 @@ struct Sizes {
   int64_t grain() const { return (1 << 14) / (C * H * W / std::max<int64_t>(pieces(), 1) + 1) + 1; }
 };
 
+// So many values ahead are asked for, where two rows are read in turns.
+template <class T>
+constexpr int64_t kAhead = 8192 / sizeof(T);
+
 // T may also be uint16_t, to copy values of that size.
 template <class T>
 struct UpsamplePiece {
@@ -91,6 +95,9 @@ struct DownsamplePiece {
         T* const to = grad.at(b, 0, piece, j);
         int64_t c = 0;
         for (; dense && c + kLanes <= sizes.C; c += kLanes) {
+          for (int64_t p = 0; p < 4; ++p) {
+            prefetch(from[p] + c + kAhead<T>);
+          }
           store_narrow(to + c, (load_wide(from[0] + c) + load_wide(from[1] + c)) +
                                    (load_wide(from[2] + c) + load_wide(from[3] + c)));
         }
@@ -111,6 +118,8 @@ struct DownsamplePiece {
       T* const to = grad.at(b, piece, i, 0);
       int64_t j = 0;
       for (; grad_out.column == 1 && grad.column == 1 && j + kLanes <= sizes.W; j += kLanes) {
+        prefetch(upper + 2 * j + kAhead<T>);
+        prefetch(lower + 2 * j + kAhead<T>);
         const auto first = load_pairs(upper + 2 * j, 1, kLanes), second = load_pairs(lower + 2 * j, 1, kLanes);
         store_narrow(to + j, (first.even + first.odd) + (second.even + second.odd));
       }

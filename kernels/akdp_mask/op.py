@@ -226,7 +226,7 @@ def _run_per_gt(
 def _split_levels(mask: Tensor, images: int, shapes: list[int]) -> list[Tensor]:
     """bool [images, H, W] a level."""
     sizes = [(images, h, w) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
-    parts = mask.split([math.prod(size) for size in sizes])
+    parts = mask.split_with_sizes([math.prod(size) for size in sizes])
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 

@@ -195,5 +195,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "part of a batch": lambda x: torch.stack([x, torch.zeros_like(x)], 1)[:, 0],
     "expanded": lambda x: x[:1].expand(x.shape),
     "expanded last": lambda x: x[..., :1].expand(x.shape),
+    "channels-last, expanded": lambda x: _channels_last(x[..., :1]).expand(x.shape),
 }
 """Ways to lay out a tensor of at least two dimensions. All but the expanded ones keep its values."""

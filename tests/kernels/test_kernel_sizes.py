@@ -28,8 +28,9 @@ FAST = {
     for operation in ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x")
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# (C, h, w): packs of 4 and 8 values along rows and channels; along one of them; along neither.
-SIZES = [(16, 3, 8), (16, 2, 5), (3, 3, 16), (5, 3, 7), (8, 1, 1)]
+# (C, h, w): packs of 4 and 8 values along rows and channels; along one of them; along neither; packs of channels that are
+# no multiple of how many a thread takes.
+SIZES = [(16, 3, 8), (16, 2, 5), (3, 3, 16), (5, 3, 7), (8, 1, 1), (24, 2, 3)]
 
 
 def random_map(*shape: int, dtype: torch.dtype, layout: str, device: str, seed: int) -> Tensor:

@@ -46,7 +46,7 @@ class Effort:
     most: int
 
 
-EFFORT = {"full": Effort(3.0, 5, 60), "tiny": Effort(0.0, 1, 1)}
+EFFORT = {"full": Effort(3.0, 9, 60), "tiny": Effort(0.0, 1, 1)}
 
 
 @dataclass(frozen=True)

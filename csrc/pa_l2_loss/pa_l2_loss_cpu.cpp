@@ -14,13 +14,15 @@ namespace {
 // Eight neighbouring cells of a row, or less at its end, of which at least one position is masked.
 struct Group {
   int64_t student, teacher;  // of its first cell and position, in elements from those of the same channel's first
-  int32_t i, j, count;
+  int64_t i, j;
   int8_t masked[4][kLanes];  // for each phase, -1 where masked, else 0
 
   bool any(int64_t lane) const {
     return masked[0][lane] | masked[1][lane] | masked[2][lane] | masked[3][lane];
   }
 };
+
+static_assert(sizeof(Group) == 64);  // a line of the cache: they are read once more for each channel
 
 struct Problem {
   int64_t B, C, h, w, phases;
@@ -36,6 +38,9 @@ struct Problem {
     phases = step * step;
     find_groups(student, teacher, mask, step);
   }
+
+  // Cells of a group.
+  int64_t count(const Group& group) const { return std::min(kLanes, w - group.j); }
 
   // Of an image: how many groups are in rows before row i.
   int64_t first_group(int64_t b, int64_t i) const {
@@ -74,11 +79,7 @@ struct Problem {
               continue;
             }
             Group group{i * student.stride(2) + j * student.stride(3),
-                        step * (i * teacher.stride(2) + j * teacher.stride(3)),
-                        static_cast<int32_t>(i),
-                        static_cast<int32_t>(j),
-                        static_cast<int32_t>(cells),
-                        {}};
+                        step * (i * teacher.stride(2) + j * teacher.stride(3)), i, j, {}};
             for (int64_t p = 0; p < phases; ++p) {
               const Lanes<int8_t> masked = of_phase[p] != 0;
               store_lanes(group.masked[p], masked);
@@ -144,13 +145,14 @@ struct Inputs {
     if constexpr (phases == 4) {
       prefetch(t_first + next * (teacher.channel + teacher.row));
     }
-    const Lanes<Wide> s = load_wide(s_first, student.column, group.count);
+    const int64_t count = problem.count(group);
+    const Lanes<Wide> s = load_wide(s_first, student.column, count);
     if constexpr (phases == 1) {
-      const Lanes<Wide> t = load_wide(t_first, teacher.column, group.count);
+      const Lanes<Wide> t = load_wide(t_first, teacher.column, count);
       terms.of_phase[0] = keep_masked<Wide>((s - t) * scale, group.masked[0]);
     } else {
       for (int64_t r = 0; r < 2; ++r) {
-        const Pairs<Wide> t = load_pairs(t_first + r * teacher.row, teacher.column, group.count);
+        const Pairs<Wide> t = load_pairs(t_first + r * teacher.row, teacher.column, count);
         terms.of_phase[2 * r] = keep_masked<Wide>((s - t.even) * scale, group.masked[2 * r]);
         terms.of_phase[2 * r + 1] = keep_masked<Wide>((s - t.odd) * scale, group.masked[2 * r + 1]);
       }
@@ -191,7 +193,7 @@ struct SumPiece {
     Lanes<double> sum{};
     if (in.along_channels()) {
       for (int64_t n = problem.first_group(b, piece); n < problem.first_group(b, piece + 1); ++n) {
-        for (int64_t lane = 0; lane < groups[n].count; ++lane) {
+        for (int64_t lane = 0; lane < problem.count(groups[n]); ++lane) {
           for (int64_t c = 0; c < problem.C && groups[n].any(lane); c += kLanes) {
             sum += in.of_cell(b, c, std::min(kLanes, problem.C - c), groups[n], lane, 1).sum_of_squares();
           }
@@ -230,7 +232,7 @@ struct DifferentiatePiece {
         set_zero(grad.at(b, 0, piece, j), grad.channel, problem.C);
       }
       for (int64_t n = problem.first_group(b, piece); n < problem.first_group(b, piece + 1); ++n) {
-        for (int64_t lane = 0; lane < groups[n].count; ++lane) {
+        for (int64_t lane = 0; lane < problem.count(groups[n]); ++lane) {
           for (int64_t c = 0; c < problem.C && groups[n].any(lane); c += kLanes) {
             const int64_t count = std::min(kLanes, problem.C - c);
             const Lanes<Wide> sum = in.of_cell(b, c, count, groups[n], lane, scale).sum();
@@ -244,7 +246,7 @@ struct DifferentiatePiece {
       }
       for (const Group& group : groups) {
         const Lanes<Wide> sum = in.of_group(b, piece, group, scale).sum();
-        store_narrow(grad.at(b, piece, group.i, group.j), grad.column, group.count, sum);
+        store_narrow(grad.at(b, piece, group.i, group.j), grad.column, problem.count(group), sum);
       }
     }
   }

@@ -107,8 +107,8 @@ __device__ __forceinline__ void write_sums(PartialSum* sums, double sum, int64_t
   }
 }
 
-// For how many channels, or packs of channels, a thread reads everything before it computes: the more values are on their
-// way at a time, the less memory waits. A test says how many.
+// For how many channels, or packs of channels, a thread asks for everything before it computes: the more values are on
+// their way at a time, the less memory waits. The compiler may still move some of the loads; a test counts them.
 template <int step>
 constexpr int kAhead = step == 1 ? 4 : 2;
 
@@ -294,7 +294,7 @@ int64_t launch_kernel(const Stream& stream, const Inputs<T>& in, Order order, co
   const int64_t positions = in.B * in.h * (order == Order::kColumns ? in.w / kCells : in.w);
   // So few channels for a thread that there are about 2^18 of them, but not less than 4.
   const int64_t chunks = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(positions, 1), 1, divide_up(in.C + 1, 4));
-  const int64_t channels = std::max<int64_t>(divide_up(in.C, chunks), 1);
+  const int64_t channels = std::max<int64_t>(divide_up(divide_up(in.C, chunks), kAhead<step>), 1) * kAhead<step>;
   const int64_t items = positions * std::max<int64_t>(divide_up(in.C, channels), 1);
   if constexpr (sizeof(T) < sizeof(double)) {
     if (order == Order::kColumns) {

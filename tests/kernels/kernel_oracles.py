@@ -175,9 +175,18 @@ def _padded(x: Tensor, front: int, step: int) -> Tensor:
     return view
 
 
-def _shifted(x: Tensor) -> Tensor:
-    """`x` contiguous, but one element off the start of its storage, so not aligned to 16 bytes."""
-    return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
+def _shifted(x: Tensor, elements: int) -> Tensor:
+    """`x` contiguous, but so many elements off the start of its storage, which is aligned to 16 bytes and more."""
+    return torch.empty(x.numel() + elements, dtype=x.dtype, device=x.device)[elements:].view(x.shape).copy_(x)
+
+
+def _apart(x: Tensor) -> Tensor:
+    """`x` [..., H, W] with one element between two planes, or [N, 4] with one between two rows."""
+    lead = max(x.dim() - 2, 1)
+    rest = x.shape[lead:]
+    memory = x.new_zeros(*x.shape[:lead], rest.numel() + 1)
+    memory[..., : rest.numel()] = x.reshape(*x.shape[:lead], -1)
+    return memory[..., : rest.numel()].unflatten(-1, rest)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -189,7 +198,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "channels-last": _channels_last,
     "reversed": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
-    "misaligned": _shifted,
+    "misaligned": lambda x: _shifted(x, 1),
+    "misaligned by two": lambda x: _shifted(x, 2),
+    "misaligned by four": lambda x: _shifted(x, 4),
+    "planes apart": _apart,
     "sliced": lambda x: _padded(x, 3, 1),
     "stepped": lambda x: _padded(x, 0, 2),
     "part of a batch": lambda x: torch.stack([x, torch.zeros_like(x)], 1)[:, 0],

@@ -76,7 +76,8 @@ def test_only_gpus_that_nvcc_knows_are_named(tmp_path: Path) -> None:
 
 
 def packs_read_together(ptx: str) -> list[int]:
-    """Of each kernel of the loss that reads packs: how many of them are on their way before it subtracts, at the most."""
+    """Of each kernel of the loss that reads packs: how many of them are on their way before it subtracts, at the most; with
+    up to two of the mask."""
     result = []
     for entry in ptx.split(".entry ")[1:]:
         tokens = re.findall(r"ld\.global(?:\.\w+)*\.v\d|sub\.(?:rn\.)?f32", entry)

@@ -66,6 +66,22 @@ def test_loss(
     assert grad.stride() == expected_grad.stride()
 
 
+@pytest.mark.parametrize(("backend", "place"), FAST["pa_l2_loss"])
+@pytest.mark.parametrize(("size", "layout"), [((1, 1032, 1024), "contiguous"), ((4, 520, 512), "channels_last")])
+def test_loss_of_more_cells_than_threads(size: tuple[int, int, int], layout: str, backend: str, place: str) -> None:
+    # On CUDA the sum is made by at most 2^18 threads, of which each takes four cells or, here, four channels at a time.
+    c, h, w = size
+    student, teacher = (
+        random_map(1, c, h, w, dtype=torch.float32, layout=layout, device=place, seed=seed) for seed in (0, 1)
+    )
+    mask = torch.zeros(1, h, w, dtype=torch.bool, device=place)
+    mask[:, [0, h // 2, h - 2, h - 1]] = True
+    exact = ((student - teacher).double() ** 2 * mask[:, None]).sum() / mask.sum()
+    loss = pa_l2_loss(student, teacher, mask, backend=backend)
+    # The terms are positive; most are added in float64.
+    assert loss.item() == pytest.approx(exact.item(), rel=8 * torch.finfo(torch.float32).eps, abs=0)
+
+
 @pytest.mark.parametrize(("backend", "place"), FAST["upsample_nearest2x"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("add_layout", [None, *FORMATS])

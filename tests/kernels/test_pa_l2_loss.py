@@ -192,11 +192,14 @@ def test_empty_dimensions(
     assert tuple(grad.shape) == (b, c, h, w)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("argument", ["student", "teacher", "mask"])
-def test_layouts(argument: str, factor: int, layout: str, backend: str, device: str) -> None:
-    inputs = dict(zip(("student", "teacher", "mask"), (x.to(device) for x in sample(factor, c=8)), strict=True))
+def test_layouts(argument: str, factor: int, layout: str, dtype: torch.dtype, backend: str, device: str) -> None:
+    # Of a size that can be read in packs of 16 bytes, along rows and along channels.
+    tensors = [x.to(device) for x in sample(factor, c=8, w=8, dtype=dtype)]
+    inputs = dict(zip(("student", "teacher", "mask"), tensors, strict=True))
     inputs[argument] = LAYOUTS[layout](inputs[argument])
     loss, grad = run(*inputs.values(), backend=backend)
     expected_loss, expected_grad = run(*(x.contiguous() for x in inputs.values()), backend=backend)

@@ -112,10 +112,13 @@ __device__ __forceinline__ void write_sums(PartialSum* sums, double sum, int64_t
 template <int step>
 constexpr int kAhead = step == 1 ? 4 : 2;
 
+// Blocks that a multiprocessor can hold at the least: each thread may have 128 registers for what is on its way.
+constexpr int kMinBlocks = 4;
+
 // A thread's item: `cells` neighbours in a row, and some channels.
 template <class T, int step, int cells, bool packed, bool backward>
-__global__ __launch_bounds__(kThreads, 4) void columns_kernel(Inputs<T> in, int64_t channels, int64_t items,
-                                                           Results<T> results) {
+__global__ __launch_bounds__(kThreads, kMinBlocks) void columns_kernel(Inputs<T> in, int64_t channels, int64_t items,
+                                                                       Results<T> results) {
   using Wide = Accumulated<T>;
   const int64_t groups = in.w / cells, chunks = in.C > 0 ? (in.C + channels - 1) / channels : 1;
   const Wide scale = backward ? results.scale(in.C) : Wide{1};
@@ -194,7 +197,7 @@ __host__ __device__ int64_t items_of_cell(int64_t C) {
 
 // A thread's item: packs of channels of a cell, so far apart that neighbouring threads have neighbouring packs.
 template <class T, int step, bool backward>
-__global__ __launch_bounds__(kThreads, 4) void channels_kernel(Inputs<T> in, int64_t items, Results<T> results) {
+__global__ __launch_bounds__(kThreads, kMinBlocks) void channels_kernel(Inputs<T> in, int64_t items, Results<T> results) {
   using Wide = Accumulated<T>;
   constexpr int kChannels = kPack<T>;
   const int64_t of_cell = items_of_cell<T, step>(in.C);

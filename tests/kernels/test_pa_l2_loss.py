@@ -192,7 +192,7 @@ def test_empty_dimensions(
     assert tuple(grad.shape) == (b, c, h, w)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("argument", ["student", "teacher", "mask"])

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,16 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 @needs_triton
 @pytest.mark.timeout(900)
 def test_every_test_of_the_operations_in_the_interpreter() -> None:
-    modules = [HERE / f"test_{name}.py" for name in (*_dispatch.OPERATIONS, "kernel_operators")]
-    # The interpreter knows nothing of alignment, for which alone layouts are tested with numbers of two bytes.
-    chosen = ("-k", "not (test_layouts and float16)")
-    done = python("-m", "pytest", "-q", "-p", "triton_interpreter", *chosen, *map(str, modules), **INTERPRETED)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    def run(operation: str) -> subprocess.CompletedProcess[str]:
+        # The interpreter knows nothing of alignment, for which alone layouts are tested with numbers of two bytes.
+        chosen = ("-p", "no:cacheprovider", "-k", "not (test_layouts and float16)", str(HERE / f"test_{operation}.py"))
+        return python("-m", "pytest", "-q", "-p", "triton_interpreter", *chosen, **INTERPRETED)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(run, (*_dispatch.OPERATIONS, "kernel_operators")):
+            assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+            assert " passed" in done.stdout
+            assert "skipped" not in done.stdout
 
 
 OFFSETS = """
@@ -173,6 +177,7 @@ def jitted_kernels(path: Path) -> list[str]:
 
 BLOCKED = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 sys.modules["triton"] = None
 import torch
 from zoominnet.kernels import BackendUnavailableError, akdp_mask, available_backends

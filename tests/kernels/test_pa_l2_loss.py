@@ -209,6 +209,18 @@ def test_layouts(argument: str, factor: int, layout: str, dtype: torch.dtype, ba
     torch.testing.assert_close(loss, expected_loss, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
 
 
+@pytest.mark.parametrize("factor", FACTORS)
+def test_gradient_laid_out_otherwise_than_student(factor: int, backend: str, device: str) -> None:
+    # Student and teacher can be read in packs of channels; the gradient, whose rows are not expanded, cannot be written so.
+    student, teacher, mask = (x.to(device) for x in sample(factor, c=8))
+    student = LAYOUTS["channels-last, expanded"](student)
+    loss, grad = run(student, LAYOUTS["channels-last"](teacher), mask, backend=backend)
+    expected_loss, expected_grad = run(student.contiguous(), teacher, mask, backend=backend)
+    assert student.stride(1) == 1 != grad.stride(1)
+    assert torch.equal(grad, expected_grad)
+    torch.testing.assert_close(loss, expected_loss, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
 def test_any_sizes(backend: str, device: str) -> None:
     size = st.integers(0, 6)
 

@@ -189,8 +189,8 @@ class Entry:
     def warm_up(self, clock: Clock) -> None:
         """One call that does not count, before each turn.
 
-        Memory that was free while the others had theirs may have gone back to the host of a virtual machine, which takes
-        100 ms to give 64 MiB again.
+        Memory that was free while the others had theirs may have gone back to the host of a virtual machine, and is slow to
+        get again.
         """
         clock.time(self.rival)
 

@@ -83,7 +83,7 @@ struct Problem {
             for (int64_t p = 0; p < phases; ++p) {
               const Lanes<int8_t> masked = of_phase[p] != 0;
               store_lanes(group.masked[p], masked);
-              counts[b] += __builtin_popcountll(cast_bits<uint64_t>(masked)) / 8;
+              counts[b] += __builtin_popcountll(cast_bits<uint64_t>(masked)) / 8;  // bits of a byte
             }
             groups[b].push_back(group);
           }

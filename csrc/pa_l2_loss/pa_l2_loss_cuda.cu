@@ -140,7 +140,7 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void columns_kernel(Inputs<T>
 #pragma unroll
       for (int n = 0; n < kAhead<step>; ++n) {
         const int64_t c = first + n < end ? first + n : end - 1;
-        if (masked.any != 0) {
+        if (masked.any != 0) {  // both rows, though one may have nothing masked: a condition each would part the loads
           student[n] = load_pack<cells, packed>(in.student.at(b, c, i, j), in.student.column);
           for (int r = 0; r < step; ++r) {
             teacher[n][r] =
@@ -197,7 +197,8 @@ __host__ __device__ int64_t items_of_cell(int64_t C) {
 
 // A thread's item: packs of channels of a cell, so far apart that neighbouring threads have neighbouring packs.
 template <class T, int step, bool backward>
-__global__ __launch_bounds__(kThreads, kMinBlocks) void channels_kernel(Inputs<T> in, int64_t items, Results<T> results) {
+__global__ __launch_bounds__(kThreads, kMinBlocks) void channels_kernel(Inputs<T> in, int64_t items,
+                                                                        Results<T> results) {
   using Wide = Accumulated<T>;
   constexpr int kChannels = kPack<T>;
   const int64_t of_cell = items_of_cell<T, step>(in.C);
@@ -295,7 +296,8 @@ int64_t launch_kernel(const Stream& stream, const Inputs<T>& in, Order order, co
   }
   constexpr int kCells = columns_of<T>(step);
   const int64_t positions = in.B * in.h * (order == Order::kColumns ? in.w / kCells : in.w);
-  // So few channels for a thread that there are about 2^18 of them, but not less than 4.
+  // So few channels for a thread that there are about 2^18 of them, but not less than 4, and as many as are asked for at
+  // a time, or a multiple of that.
   const int64_t chunks = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(positions, 1), 1, divide_up(in.C + 1, 4));
   const int64_t channels = std::max<int64_t>(divide_up(divide_up(in.C, chunks), kAhead<step>), 1) * kAhead<step>;
   const int64_t items = positions * std::max<int64_t>(divide_up(in.C, channels), 1);
@@ -313,20 +315,26 @@ template <class T>
 struct Problem {
   Inputs<T> in;
   int64_t step;
-  int columns;
   OrderOfMaps order;
 
   Problem(const Tensor& student, const Tensor& teacher, const Tensor& mask, int64_t step_)
-      : in{read_map<T>(student), read_map<T>(teacher), {}, false,
-           student.size(0),      student.size(1),      student.size(2), student.size(3)},
-        step(step_),
-        columns(columns_of<T>(step)) {
-    const int positions = static_cast<int>(step) * columns;
-    in.mask = {static_cast<const uint8_t*>(mask.const_data_ptr()), mask.stride(0), 0, mask.stride(1), mask.stride(2)};
+      : in{read_map<T>(student),
+           read_map<T>(teacher),
+           {static_cast<const uint8_t*>(mask.const_data_ptr()), mask.stride(0), 0, mask.stride(1), mask.stride(2)},
+           false,
+           student.size(0),
+           student.size(1),
+           student.size(2),
+           student.size(3)},
+        step(step_) {
+    const int positions = static_cast<int>(step) * columns();
     in.mask_packed = fits_in_packs(in.mask.data, mask, 2, positions);
-    order.include(in.student, student, columns);
+    order.include(in.student, student, columns());
     order.include(in.teacher, teacher, positions);
   }
+
+  // Of the student, that are read at a time.
+  int columns() const { return columns_of<T>(step); }
 
   template <bool backward>
   int64_t launch(const Stream& stream, const Results<T>& results) const {
@@ -375,7 +383,7 @@ Tensor pa_l2_loss_backward_cuda(const Tensor& grad_out, const Tensor& student, c
     Results<T> results{nullptr, write_map<T>(result),
                        static_cast<const Accumulated<T>*>(grad_out.const_data_ptr()),
                        static_cast<const int64_t*>(count.const_data_ptr()), channel_mean};
-    problem.order.include(results.grad, result, problem.columns);
+    problem.order.include(results.grad, result, problem.columns());
     problem.template launch<true>(stream, results);
   });
   return result;

@@ -177,7 +177,6 @@ def jitted_kernels(path: Path) -> list[str]:
 
 BLOCKED = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 sys.modules["triton"] = None
 import torch
 from zoominnet.kernels import BackendUnavailableError, akdp_mask, available_backends

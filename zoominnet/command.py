@@ -10,11 +10,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import torch
 from rich.console import Console
 
-from zoominnet.data import MAX_PIXELS, DataError, Split, SyntheticScenes, loader_failure, open_split
+from zoominnet.data import DataError, Split, SyntheticScenes, divide_split, find_splits, loader_failure, open_split
 from zoominnet.errors import EXIT_INTERRUPTED, EXIT_IO_ERROR, EXIT_OUT_OF_MEMORY, EXIT_USER_ERROR, UserError
 from zoominnet.kernels import BackendUnavailableError
 
@@ -95,6 +96,8 @@ def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
             traceback.print_exc()
         else:
             print(f"{name}: {one_line(error)}", file=sys.stderr)
+            for line in getattr(error, "details", ()):
+                print(f"  {line}", file=sys.stderr)
         return status
     return 0
 
@@ -157,61 +160,109 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def open_data(
-    data: str,
-    split: str,
-    *,
-    format: str,
-    strict: bool,
-    scenes: int,
-    scene_size: int,
-    seed: int,
-    console: Console,
-    images: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Split:
+class DataOptions(Protocol):
+    """The options of a command that say which data it works on, as `TrainConfig` explains them."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def data_format(self) -> str: ...
+    @property
+    def images(self) -> str | None: ...
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def keep_doubtful(self) -> bool: ...
+    @property
+    def frame_step(self) -> int: ...
+    @property
+    def max_megapixels(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def wanted_format(options: DataOptions) -> str | None:
+    """The format that --data-format names; None for "auto"."""
+    return None if options.data_format == "auto" else options.data_format
+
+
+def open_data(options: DataOptions, split: str, *, scenes: int, scene_size: int, console: Console) -> Split:
     """The split that --data and its companions name; prints its counts and what was dropped.
 
     Args:
-        data: "synthetic", or a folder or json file.
+        options: of the command.
         split: its name.
-        format: of the files, or "auto".
-        strict: refuse instead of dropping.
-        scenes, scene_size, seed: number, side (px) and seed of synthetic scenes.
+        scenes, scene_size: number and side (px) of synthetic scenes.
         console: for the report.
-        images: the folder of a COCO json's images.
-        max_pixels: larger images are left out.
 
     Raises:
         DataError: not usable.
     """
-    if data == "synthetic":
-        if images is not None:
+    if options.data == "synthetic":
+        if options.images is not None:
             raise DataError("--images: synthetic scenes are not in files; leave it out, or give --data")
         if scenes > MAX_SCENES:
             raise DataError(f"--synthetic-images: {scenes} is over {MAX_SCENES}")
-        opened = SyntheticScenes(scenes, size=scene_size, seed=seed, split=split).split()
+        opened = SyntheticScenes(scenes, size=scene_size, seed=options.seed, split=split).split()
     else:
         opened = open_split(
-            data,
+            options.data,
             split,
-            strict=strict,
-            format=None if format == "auto" else format,
-            images=images,
-            max_pixels=max_pixels,
+            strict=options.strict,
+            format=wanted_format(options),
+            images=options.images,
+            max_pixels=round(options.max_megapixels * 1e6),
+            keep_doubtful=options.keep_doubtful,
+            frame_step=options.frame_step,
         )
-    boxes = sum(len(record.boxes) for record in opened.records)
-    regions = sum(len(record.ignored) for record in opened.records)
+    _print_counts(opened, split, console)
+    for line in opened.report.lines():
+        console.print(f"  {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return opened
+
+
+def open_parts(options: DataOptions, split: str, fraction: float, *, console: Console) -> tuple[Split, Split]:
+    """The parts to train on and to validate on, divided from one split as --val-fraction asks; prints their counts.
+
+    Args:
+        options: of the command.
+        split: name of the split to divide, where the data set has several; its only one is taken whatever it is called.
+        fraction: share of the images to validate on.
+        console: for the report.
+
+    Raises:
+        DataError: not usable, or nothing to divide.
+    """
+    if options.data == "synthetic":
+        raise DataError("--val-fraction: synthetic scenes have two splits; leave it out, or give --data")
+    found = find_splits(options.data, wanted_format(options))
+    name = split if len(found) > 1 else next(iter(found))
+    whole = open_data(options, name, scenes=0, scene_size=0, console=console)
+    seen = sum(whole.report.counts.values())
+    train, val = divide_split(whole, fraction, options.seed)
+    for part in (train, val):
+        _print_counts(part, part.name, console)
+    if sum(train.report.counts.values()) > seen:
+        verdict = train.report.notes[-1]
+        console.print(f"  {verdict}; {train.report.places[verdict][0]}", style="yellow", highlight=False, markup=False)
+    return train, val
+
+
+def _print_counts(split: Split, asked: str, console: Console) -> None:
+    boxes = sum(len(record.boxes) for record in split.records)
+    regions = sum(len(record.ignored) for record in split.records)
+    called = f"data {split.name}" + (f" (for {asked})" if asked != split.name else "")
     console.print(
-        f"data {opened.name}: {len(opened.records)} images, {boxes} boxes, {len(opened.class_names)} classes, "
-        f"{regions} ignored regions",
+        f"{called}: {len(split.records)} images, {boxes} boxes, {len(split.class_names)} classes, {regions} ignored regions",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    for line in opened.report.lines():
-        console.print(f"  {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    return opened
+
+
+def left_out_of(split: Split) -> dict[str, int]:
+    """The images of a split that are not among its records, by the reason, for results."""
+    return split.report.of_kind("image")
 
 
 def check_same_classes(data: str, names: tuple[str, ...], expected: tuple[str, ...], whose: str) -> None:

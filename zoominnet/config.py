@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from zoominnet.data import DataFormat
 from zoominnet.distill import DistillOptions
 from zoominnet.errors import UserError
 from zoominnet.models.head import LaPredictor
@@ -35,8 +36,8 @@ class TrainConfig:
     Wang et al. 2019's fixed factor, normalisation and warm-up for distillation. demo: minutes on a laptop."""
 
     data: str = "synthetic"
-    """"synthetic" (scenes drawn on the fly) or the folder or json file of a data set: VisDrone txt, COCO json, YOLO."""
-    data_format: Literal["auto", "visdrone", "coco", "yolo"] = "auto"
+    """"synthetic" (scenes drawn on the fly) or the folder, json or data.yaml of a data set: VisDrone, COCO, YOLO, UAVDT."""
+    data_format: Literal["auto"] | DataFormat = "auto"
     """Format of --data; "auto" finds out."""
     images: str | None = None
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
@@ -44,8 +45,16 @@ class TrainConfig:
     """Name of the split to train on."""
     val_split: str = "val"
     """Name of the split to validate on."""
+    val_fraction: float | None = None
+    """Divide --train-split (or the only split) into a part to train on and this share to validate on, by --seed, whole
+    scenes or videos on one side where the names tell them. Both parts are written to the run's folder."""
     strict: bool = False
     """Refuse data with any unusable image or annotation, instead of dropping it with a counted report."""
+    keep_doubtful: bool = False
+    """Use images of which a label could not be understood, without that label: its object trains as background. Else
+    they are left out and counted."""
+    frame_step: int = 1
+    """Use every so many-th frame of videos (VisDrone VID and MOT, UAVDT)."""
     max_megapixels: float = 100.0
     """Leave out images of more megapixels, before they are decoded; at most 178."""
     synthetic_images: tuple[int, int] = (1000, 100)
@@ -200,6 +209,7 @@ class TrainConfig:
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
+            "frame_step",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least 1")
@@ -242,6 +252,8 @@ class TrainConfig:
         ):
             if getattr(self, name) > most:
                 raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is over {most}")
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise ConfigError(f"--val-fraction: {self.val_fraction} is not over 0 and below 1")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed: {self.seed} is not below 2**63")
         if not 0 <= self.momentum < 1:

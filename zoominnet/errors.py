@@ -21,6 +21,8 @@ Training that is stopped (128 + the signal's number) finishes its step and write
 ends it at once. After 65, 71, 74, 75 and any stop, ``--resume`` goes on from the newest checkpoint.
 """
 
+from collections.abc import Sequence
+
 EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_KERNEL_MISMATCH, EXIT_OUT_OF_MEMORY = 2, 65, 70, 71
 EXIT_IO_ERROR, EXIT_LOST_RANKS, EXIT_INTERRUPTED = 74, 75, 130
 
@@ -28,8 +30,16 @@ EXIT_IO_ERROR, EXIT_LOST_RANKS, EXIT_INTERRUPTED = 74, 75, 130
 class UserError(ValueError):
     """An option, a file or data that cannot be used. The message is one line: what, where, and the remedy.
 
+    Args:
+        message: the line.
+        details: more lines, for who wants to know more than the line says.
+
     Attributes:
         exit_status: of a command that ends by it.
     """
 
     exit_status = EXIT_USER_ERROR
+
+    def __init__(self, message: str = "", *, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)

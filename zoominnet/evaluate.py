@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zoominnet.command import check_same_classes, choose_device, make_console, open_data, run_command
+from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_command
 from zoominnet.config import MAX_SECONDS, MAX_WORKERS
-from zoominnet.data import ResizeMode, Split
+from zoominnet.data import DataFormat, ResizeMode, Split
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.inference import InputPath, cost_of, predict_split, undecodable_warning
 from zoominnet.errors import UserError
@@ -41,13 +41,18 @@ class EvaluateConfig:
     checkpoint: tyro.conf.Positional[Path]
     """A run folder (its best checkpoint), a checkpoint folder or a model.safetensors file."""
     data: str = "synthetic"
-    """"synthetic" or the folder or json file of a data set."""
-    data_format: Literal["auto", "visdrone", "coco", "yolo"] = "auto"
+    """"synthetic" or the folder, json or data.yaml of a data set."""
+    data_format: Literal["auto"] | DataFormat = "auto"
     """Format of --data; "auto" finds out."""
     split: str = "val"
     """Name of the split."""
     strict: bool = False
     """Refuse data with any unusable image or annotation."""
+    keep_doubtful: bool = False
+    """Measure on images of which a label could not be understood, without that label. Else they are left out and counted
+    in the result."""
+    frame_step: int = 1
+    """Use every so many-th frame of videos (VisDrone VID and MOT, UAVDT)."""
     max_megapixels: float = 100.0
     """Leave out images of more megapixels, before they are decoded; at most 178."""
     synthetic_images: int = 100
@@ -90,6 +95,7 @@ class EvaluateConfig:
         """
         for name, least in (
             ("synthetic_images", 1),
+            ("frame_step", 1),
             ("batch_size", 1),
             ("seed", 0),
             ("workers", 0),
@@ -124,16 +130,11 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     if resize != info.resize:
         console.print(f"--resize {resize}: the model was trained with {info.resize}", style="yellow", highlight=False)
     split = open_data(
-        config.data,
+        config,
         config.split,
-        format=config.data_format,
-        strict=config.strict,
         scenes=config.synthetic_images,
         scene_size=model.image_size * (1 if model.name == "teacher" else 2),
-        seed=config.seed,
         console=console,
-        images=config.images,
-        max_pixels=round(config.max_megapixels * 1e6),
     )
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
     cost = cost_of(model)
@@ -150,6 +151,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         "seed": config.seed if config.data == "synthetic" else None,
         "resize": resize,
         "score_threshold": config.score_threshold,
+        "left_out_images": left_out_of(split),
         "undecodable_images": {},
         "cost": cost,
         "scores": {},
@@ -164,6 +166,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}{plain}")
     table.add_row("GFLOPs as the paper counts", f"{cost['gflops_mmcv']:.2f}")
     table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
+    table.add_row("images measured", images_measured(split))
     if "latency" in cost:
         latency = cost["latency"]
         table.add_row(
@@ -172,6 +175,13 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         )
     console.print(table)
     return result
+
+
+def images_measured(split: Split) -> str:
+    """How many images the scores are of, and how many were left out and why."""
+    left_out = left_out_of(split)
+    reasons = ", ".join(f"{count} x {verdict}" for verdict, count in left_out.items())
+    return f"{len(split.records)}; {sum(left_out.values())} left out" + (f" ({reasons})" if reasons else "")
 
 
 def scores_of(

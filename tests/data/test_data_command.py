@@ -10,17 +10,19 @@ from PIL import Image
 
 from zoominnet.data import DataReport, ImageRecord, Split, open_split
 from zoominnet.data.__main__ import main, summarize
+from zoominnet.data.records import DOUBTFUL_IMAGE
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A VisDrone set: train with a truncated image, a bad line and a region, val in order."""
+    """A VisDrone set: train with a truncated image, a box of no height, bad lines and a region, val in order."""
     root = tmp_path / "[bold]data"  # must not be taken for rich's markup
     contents = {
         "train/a": "10,10,40,40,1,4,0,0\n0,0,20,20,0,0,0,0\n-5,5,10,10,1,1,0,0\n",
-        "train/b": "10,nan,40,40,1,4,0,0\n1,1,31,33,1,10,0,0\n",
+        "train/b": "10,10,40,0,1,4,0,0\n1,1,31,33,1,10,0,0\n",
+        "train/doubtful": "10,nan,40,40,1,4,0,0\n1,1,31,33,1,10,0,0\n1,2,3\n",
         "train/c": "1,1,5,5,1,1,0,0",
         "val/d": "0,0,100,97,1,9,0,0\n",
         "val/e": "",
@@ -51,9 +53,13 @@ def test_check_prints_what_would_be_used_and_dropped(data: Path, capsys: pytest.
     assert "val (visdrone): 2 images (1 without objects), 1 boxes, 0 ignored regions" in lines
     assert "image sizes, px: 120x100 (2)" in lines
     assert "boxes per image: 1.5 on average, median 1.5, at most 2" in lines
-    assert "2 left out of train" in lines
-    assert "nothing left out of val" in lines
-    assert f"{data}/train/annotations/b.txt:1: 10,nan,40,40,1,4,0,0" in lines
+    assert (
+        "left out of train: 2 images, 1 of them for a label that could not be understood, "
+        "2 labels that could not be understood, 1 labels of no object"
+    ) in lines
+    assert "left out of val: nothing" in lines
+    assert f"{data}/train/annotations/doubtful.txt:1: 10,nan,40,40,1,4,0,0" in lines
+    assert f"{data}/train/images/doubtful.jpg" in lines
     assert any(line.startswith(f"{data}/train/images/c.jpg: cannot be decoded: ") for line in lines)
     assert "note: 1 x clipped to the image" in lines
     assert "4   car                   1       0        1       0" in lines
@@ -75,7 +81,17 @@ def test_check_in_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {c["name"]: c["boxes"] for c in train["classes"] if c["boxes"]} == {"pedestrian": 1, "car": 1, "motor": 1}
     assert {verdict: entry["count"] for verdict, entry in train["dropped"].items()} == {
         "unreadable image": 1,
+        "side of zero": 1,
         "not a finite number": 1,
+        "not 8 fields": 1,
+        DOUBTFUL_IMAGE: 1,
+    }
+    assert train["left_out"] == {
+        "images": 2,
+        "doubtful_images": 1,
+        "labels_not_understood": 2,
+        "labels_of_no_object": 1,
+        "files": 0,
     }
     assert list(train["notes"]) == ["clipped to the image"]
     assert val["large"] == 1
@@ -99,8 +115,15 @@ def test_sizes_at_coco_s_limits() -> None:
 def test_strict_sets_the_exit_status(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "check", data, "--strict")
     assert (status, err) == (1, "")
-    assert "2 left out of train" in out
+    assert "left out of train: 2 images" in out
     assert run(capsys, "check", data, "--strict", "--split", "val")[0] == 0
+
+
+def test_doubtful_images_can_be_kept(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, _ = json.loads(run(capsys, "check", data, "--keep-doubtful", "--json")[1])["splits"]
+    assert (train["images"], train["boxes"]) == (3, 4)
+    assert train["left_out"]["images"] == 1
+    assert train["left_out"]["labels_not_understood"] == 2
 
 
 def test_check_changes_no_file(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,11 +140,14 @@ def test_check_changes_no_file(data: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (["check", "{data}/gone"], "gone: no such file or folder"),
         (["check", "{data}", "--split", "test"], "no split 'test': found train (visdrone), val (visdrone)"),
-        (["check", "{data}", "--format", "yolo"], "no data set found: looked for images/ with labels/"),
+        (["check", "{data}", "--frame-step", "2"], "1 for data that are no videos"),
         (["check", "{data}", "--images", "{data}"], "for a COCO json only"),
         (["convert", "{data}", "{data}/o.json"], "holds the splits train, val: choose one by --split"),
         (["convert", "{data}", "{data}/gone/o.json", "--split", "val"], "o.json: cannot be written"),
-        (["convert", "{data}", "{data}", "--split", "val"], "exists already"),
+        (["convert", "{data}", "{data}", "--split", "val"], "which format? Say --to yolo or --to visdrone"),
+        (["convert", "{data}", "{data}", "--to", "yolo"], "exists already"),
+        (["convert", "{data}", "{data}/new", "--to", "yolo", "--overwrite"], "folders are never replaced"),
+        (["convert", "{data}", "{data}/gone/new", "--to", "yolo"], "new: cannot be written: there is no folder "),
     ],
 )
 def test_user_errors_are_one_line(
@@ -146,7 +172,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main(arguments)
     assert not caught.value.code
     out = capsys.readouterr().out
-    for option in {"--help": ["check", "convert"], "check": ["PATH", "--strict"], "convert": ["OUT.JSON"]}[
+    for option in {"--help": ["check", "convert"], "check": ["PATH", "--strict"], "convert": ["OUT", "--to"]}[
         arguments[0]
     ]:
         assert option in out
@@ -156,8 +182,8 @@ def test_convert(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = data / "instances_train.json"
     status, out, err = run(capsys, "convert", data, output, "--split", "train")
     assert (status, err) == (0, "")
-    assert f"wrote 2 images of train to {output}" in out
-    assert "2 left out of train" in out
+    assert f"wrote 2 images with 3 boxes of train to {output}" in out
+    assert "left out of train: 2 images" in out
     original = open_split(data, "train", format="visdrone", check_images="decode")
     again = open_split(output, "train", strict=True, check_images="decode")
     assert [record.image_id for record in again.records] == [record.image_id for record in original.records]

@@ -123,22 +123,6 @@ def test_a_drone_s_jpeg_with_a_preview_is_its_first_picture(tmp_path: Path) -> N
     np.testing.assert_array_equal(as_array(decode_image(path)), np.array(Image.open(path).convert("RGB")))
 
 
-def test_f07_exif_rotation_is_told_but_not_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = save(tmp_path / "a.jpg", exif=exif)
-    assert read_image_header(path) == (WIDTH, HEIGHT, "JPEG", 6)
-    assert decode_image(path).shape == (3, HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_tiff_header_and_pixels_agree_on_the_orientation(tmp_path: Path, orientation: int) -> None:
-    path = save(tmp_path / "a.tiff", tiffinfo={0x0112: orientation})
-    header = read_image_header(path)
-    assert header.orientation == 1
-    assert decode_image(path).shape == (3, header.height, header.width)
-
-
 @pytest.mark.parametrize("share", [0.5, 0.99])
 @pytest.mark.parametrize(
     ("name", "options"),

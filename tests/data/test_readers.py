@@ -17,11 +17,12 @@ from pycocotools.coco import COCO
 from zoominnet import train
 from zoominnet.data import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split, find_splits, open_split
 from zoominnet.data import __main__ as data_command
-from zoominnet.data import coco as coco_format
 from zoominnet.data.annotations import BoxCollector, number_lines
-from zoominnet.data.records import DataReport
-from zoominnet.data.visdrone import _add_line
-from zoominnet.data.yolo import _add_line as _add_yolo_line
+from zoominnet.data.records import DOUBTFUL_IMAGE, NO_OBJECT, DataReport
+from zoominnet.data.visdrone import _add_lines
+from zoominnet.data.write import write_coco
+from zoominnet.data.yolo import _add_lines as _add_yolo_lines
+from zoominnet.data.yolo import _Classes
 
 WIDTH, HEIGHT = 100, 80
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -61,7 +62,23 @@ def visdrone(folder: Path, files: dict[str, str | bytes | None]) -> Path:
 def read_line(tmp_path: Path, content: str | bytes) -> Split:
     """One image with `content` for its annotations, and another so that there is something to read."""
     visdrone(tmp_path / "train", {"a": content, "b": "1,2,3,4,1,1,0,0"})
-    return open_split(tmp_path, "train")
+    return open_split(tmp_path, "train", keep_doubtful=True)
+
+
+def yolo_classes(count: int) -> _Classes:
+    return _Classes(("a",) * count, tuple(range(count)), {number: number for number in range(count)})
+
+
+def assert_left_out_with_its_image(path: Path, split: str, verdict: str, images_left: int) -> None:
+    """A label that could not be understood takes its image with it; one of no object does not."""
+    if verdict in NO_OBJECT:
+        assert DOUBTFUL_IMAGE not in open_split(path, split).report.counts
+    elif images_left:
+        report = open_split(path, split).report
+        assert (report.counts[verdict], report.counts[DOUBTFUL_IMAGE]) == (1, 1)
+    else:
+        with pytest.raises(DataError, match="no usable image: "):
+            open_split(path, split)
 
 
 def assert_same_records(first: Split, second: Split) -> None:
@@ -159,10 +176,10 @@ def test_f09_ignored_regions(tmp_path: Path, line: str, label: int) -> None:
         ("10,20,30,40,1,-1,0,0", "unknown class"),
         ("10,20,30,40,1,99,0,0", "unknown class"),
         ("10,20,30,40,1,3.5,0,0", "unknown class"),
-        ("10,20,0,40,1,4,0,0", "side of zero or less"),
-        ("10,20,30,0,1,4,0,0", "side of zero or less"),
-        ("50,20,-30,40,1,4,0,0", "side of zero or less"),
-        ("10,20,0,40,0,0,0,0", "side of zero or less"),
+        ("10,20,0,40,1,4,0,0", "side of zero"),
+        ("10,20,30,0,1,4,0,0", "side of zero"),
+        ("50,20,-30,40,1,4,0,0", "side below zero"),
+        ("10,20,0,40,0,0,0,0", "side of zero"),
         ("100,20,30,40,1,4,0,0", "outside the image"),
         ("10,-40,30,40,1,4,0,0", "outside the image"),
         ("1e300,20,30,40,1,4,0,0", "outside the image"),
@@ -180,8 +197,9 @@ def test_f09_dropped_lines_are_counted_with_their_place(tmp_path: Path, line: st
     assert split.report.dropped == 1
     place = tmp_path / "train" / "annotations" / "a.txt"
     assert split.report.places[verdict][0].startswith(f"{place}:3: ")
-    with pytest.raises(DataError, match=rf"a\.txt:3: .*{verdict}.*first of 1 left out"):
+    with pytest.raises(DataError, match=rf"a\.txt:3: .*{verdict}.*first of [12] left out"):
         open_split(tmp_path, "train", strict=True)
+    assert_left_out_with_its_image(tmp_path, "train", verdict, 1)
 
 
 def test_f09_clipping_is_a_note_and_no_drop(tmp_path: Path) -> None:
@@ -257,8 +275,7 @@ def test_f09_any_file_gives_valid_records_and_counts(content: bytes, size: tuple
     """Each line that is not blank is kept, or dropped and counted once."""
     report = DataReport()
     boxes = BoxCollector(*size, report)
-    for numbers, place in number_lines(content, Path("a.txt"), report, separator=",", columns=8):
-        _add_line(boxes, numbers, place)
+    _add_lines(boxes, number_lines(content, Path("a.txt"), boxes.leave_out, separator=",", columns=8))
     record = boxes.record(Path("a.jpg"), 1)
     assert_valid(record)
     assert ((record.labels >= 0) & (record.labels < 10)).all()
@@ -283,8 +300,8 @@ def test_f09_any_yolo_file_gives_valid_records_and_counts(lines: list[str], size
     content = "\n".join(lines).encode("utf-8", "surrogatepass")
     report = DataReport()
     boxes = BoxCollector(*size, report)
-    for numbers, place in number_lines(content, Path("a.txt"), report, separator=None, columns=5):
-        _add_yolo_line(2, boxes, numbers, place)
+    lines_of_numbers = number_lines(content, Path("a.txt"), boxes.leave_out, separator=None, columns=None)
+    _add_yolo_lines(yolo_classes(2), boxes, lines_of_numbers)
     record = boxes.record(Path("a.jpg"), 1)
     assert_valid(record)
     assert ((record.labels >= 0) & (record.labels < 2)).all()
@@ -345,7 +362,7 @@ def test_f09_any_coco_json_gives_valid_records_and_counts(
     }
     path.write_text(json.dumps(document))  # with NaN and Infinity, as Python's own writer leaves them
     try:
-        split = open_split(path, "val")
+        split = open_split(path, "val", keep_doubtful=True)
     except DataError as error:  # another entry took the id of the only usable image
         if "no usable image" not in str(error) or "\n" in str(error):
             raise
@@ -408,7 +425,7 @@ def _random_line(rng: random.Random, separator: str, columns: int, size: tuple[i
 def test_f09_ten_thousand_lines(format: str) -> None:
     """A seeded grammar of right and wrong lines, more of them than hypothesis has time for."""
     separator, columns = (",", 8) if format == "visdrone" else (" ", 5)
-    add_line = _add_line if format == "visdrone" else partial(_add_yolo_line, 10)
+    add_lines = _add_lines if format == "visdrone" else partial(_add_yolo_lines, yolo_classes(10))
     rng = random.Random(7)
     report, kept, not_blank = DataReport(), 0, 0
     for _ in range(100):
@@ -417,9 +434,8 @@ def test_f09_ten_thousand_lines(format: str) -> None:
         lines.append(rng.choice(lines))
         boxes = BoxCollector(*size, report)
         content = rng.choice([b"\n", b"\r\n", b"\r"]).join(lines)
-        wanted = None if format == "yolo" else ","
-        for numbers, place in number_lines(content, Path("a.txt"), report, separator=wanted, columns=columns):
-            add_line(boxes, numbers, place)
+        wanted, count = (None, None) if format == "yolo" else (",", columns)
+        add_lines(boxes, number_lines(content, Path("a.txt"), boxes.leave_out, separator=wanted, columns=count))
         record = boxes.record(Path("a.jpg"), 1)
         assert_valid(record)
         assert ((record.labels >= 0) & (record.labels < 10)).all()
@@ -434,7 +450,8 @@ def test_f09_ten_thousand_lines(format: str) -> None:
         f"not {columns} fields",
         "not a finite number",
         "unknown class",
-        "side of zero or less",
+        "side of zero",
+        "side below zero",
         "outside the image",
         "side under 1 px",
         "duplicate",
@@ -478,7 +495,7 @@ def test_f09_ten_thousand_coco_annotations(coco_images: Path) -> None:
         annotations,
         categories=[{"id": 3, "name": "b"}, {"id": 4, "name": "a"}],
     )
-    split = open_split(path, "many")
+    split = open_split(path, "many", keep_doubtful=True)
     kept = sum(len(record.boxes) + len(record.ignored) for record in split.records)
     assert kept + split.report.dropped == 10_000
     assert kept > 4_000
@@ -491,7 +508,7 @@ def test_f09_ten_thousand_coco_annotations(coco_images: Path) -> None:
         "not a finite number",
         "unknown class",
         "annotation of an unknown image",
-        "side of zero or less",
+        "side below zero",
         "outside the image",
         "side under 1 px",
         "duplicate",
@@ -534,9 +551,7 @@ def test_f09_strict_training_names_the_file_and_line(tmp_path: Path, capsys: pyt
     assert train.main([*options, "--strict"]) == 2
     captured = capsys.readouterr()
     place = tmp_path / "data" / "train" / "annotations" / "a.txt"
-    assert captured.err.startswith(
-        f"zoominnet.train: {place}:2: 1,2,3,0,1,1,0,0: side of zero or less: the first of 1 "
-    )
+    assert captured.err.startswith(f"zoominnet.train: {place}:2: 1,2,3,0,1,1,0,0: side of zero: the first of 1 ")
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -644,17 +659,6 @@ def test_a_linked_data_folder_and_odd_names_work(tmp_path: Path) -> None:
     assert not split.report
 
 
-@pytest.mark.parametrize("orientation", [2, 6, 8])
-def test_exif_rotation_is_noted(tmp_path: Path, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
-    make_image(folder / "images" / "a.jpg", exif=exif)
-    split = open_split(tmp_path, "train", strict=True)
-    assert (split.records[0].width, split.records[0].height) == (WIDTH, HEIGHT)
-    assert split.report.counts == {"EXIF rotation not applied": 1}
-
-
 def test_f07_no_usable_image(tmp_path: Path) -> None:
     folder = visdrone(tmp_path / "train", {"a": "1,2,3,4,1,1,0,0"})
     put(folder / "images" / "a.jpg", "text")
@@ -715,15 +719,18 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone: no such file or folder: give a data folder"):
         open_split(tmp_path / "gone", "train")
-    with pytest.raises(DataError, match=r"no data set found: looked for .*holds nothing"):
+    with pytest.raises(DataError, match=r"no data set found: it holds nothing: an empty folder$"):
         open_split(tmp_path, "train")
     put(tmp_path / "notes.txt", "x")
     make_image(tmp_path / "pictures" / "a.jpg")
-    with pytest.raises(DataError, match=r"images/ with annotations/\*\.txt .*holds 'notes\.txt', 'pictures/': give"):
+    with pytest.raises(DataError, match=r"no data set found: it holds 1 \.txt files, 1 images: ") as caught:
         open_split(tmp_path, "train")
+    assert any("images/ and annotations/*.txt" in line for line in caught.value.details)
     with pytest.raises(DataError, match=r"notes\.txt: this file is not a COCO \.json or a YOLO \.yaml"):
         open_split(tmp_path / "notes.txt", "train")
-    with pytest.raises(DataError, match="unknown format 'voc': choose one of coco, visdrone, yolo"):
+    with pytest.raises(
+        DataError, match="unknown format 'voc': choose one of coco, visdrone, yolo, visdrone-vid, uavdt"
+    ):
         open_split(tmp_path, "train", format="voc")
 
 
@@ -764,7 +771,7 @@ def test_coco_labels_follow_the_ids(tmp_path: Path) -> None:
     ("annotation", "verdict"),
     [
         ({"bbox": [1, 2, 3, math.nan]}, "not a finite number"),
-        ({"bbox": [1, 2, 3, "4"]}, "not a finite number"),
+        ({"bbox": [1, 2, 3, "4 px"]}, "not a finite number"),
         ({"bbox": [1, 2, 3, None]}, "not a finite number"),
         ({"bbox": [True, 2, 3, 4]}, "not a finite number"),
         ({"bbox": [10**400, 2, 3, 4]}, "not a finite number"),
@@ -773,15 +780,22 @@ def test_coco_labels_follow_the_ids(tmp_path: Path) -> None:
         ({"bbox": {"x": 1}}, "malformed annotation"),
         ("text", "malformed annotation"),
         ({"image_id": 8}, "annotation of an unknown image"),
-        ({"image_id": "7"}, "annotation of an unknown image"),
+        ({"image_id": "8"}, "annotation of an unknown image"),
+        ({"image_id": 7.5}, "annotation of an unknown image"),
         ({"image_id": None}, "annotation of an unknown image"),
         ({"image_id": [7]}, "annotation of an unknown image"),
         ({"category_id": 1}, "unknown class"),
         ({"category_id": None}, "unknown class"),
         ({"category_id": [5]}, "unknown class"),
         ({"category_id": False}, "unknown class"),
-        ({"bbox": [1, 2, 0, 4]}, "side of zero or less"),
-        ({"bbox": [1, 2, 3, -4]}, "side of zero or less"),
+        ({"bbox": [1, 2, 0, 4]}, "side of zero"),
+        ({"bbox": [1, 2, 3, -4]}, "side below zero"),
+        ({"iscrowd": "perhaps"}, "malformed annotation"),
+        ({"bbox": [], "segmentation": [[1, 2, 3]]}, "segmentation that cannot be read"),
+        ({"bbox": [], "segmentation": [[1, 2, 3, None]]}, "segmentation that cannot be read"),
+        ({"bbox": [], "segmentation": {"size": [80, 99], "counts": [7920]}}, "segmentation that cannot be read"),
+        ({"bbox": [], "segmentation": {"size": [80, 100], "counts": [7920]}}, "segmentation that cannot be read"),
+        ({"bbox": [], "segmentation": {"size": [80, 100], "counts": "\u00e9"}}, "segmentation that cannot be read"),
         ({"bbox": [200, 2, 3, 4]}, "outside the image"),
         ({"bbox": [99.5, 2, 3, 4]}, "side under 1 px"),
         ({"bbox": [10, 10, 20, 20]}, "duplicate"),
@@ -792,27 +806,33 @@ def test_f09_dropped_coco_annotations(tmp_path: Path, annotation: Any, verdict: 
     good = {"image_id": 7, "category_id": 5, "bbox": [10, 10, 20, 20]}
     bad = {**good, "bbox": [1, 2, 3, 4], **annotation} if isinstance(annotation, dict) else annotation
     path = coco(tmp_path / "instances_val.json", annotations=[good, bad])
-    split = open_split(tmp_path, "val")
+    split = open_split(tmp_path, "val", keep_doubtful=True)
     np.testing.assert_array_equal(split.records[0].boxes, [[10, 10, 30, 30]])
     assert split.report.counts == {verdict: 1}
     assert split.report.places[verdict][0].startswith(f"{path}: annotations[1]")
     with pytest.raises(DataError, match=rf"annotations\[1\].*{verdict}"):
-        open_split(tmp_path, "val", strict=True)
+        open_split(tmp_path, "val", strict=True, keep_doubtful=True)
+    of_no_image = not isinstance(annotation, dict) or "image_id" in annotation
+    if of_no_image:  # whose label it is cannot be known
+        assert len(open_split(tmp_path, "val").records) == 1
+    else:
+        assert_left_out_with_its_image(tmp_path, "val", verdict, 0)
 
 
 @pytest.mark.parametrize(
     ("entry", "verdict"),
     [
-        ({"file_name": "../out.jpg"}, OUTSIDE),
+        ({"file_name": "../elsewhere.jpg"}, OUTSIDE),
         ({"file_name": "/etc/hostname"}, OUTSIDE),
-        ({"file_name": "sub/../../out.jpg"}, OUTSIDE),
+        ({"file_name": "sub/../../elsewhere.jpg"}, OUTSIDE),
         ({"file_name": "link.jpg"}, OUTSIDE),
         ({"file_name": "linked/out.jpg"}, OUTSIDE),
         ({"file_name": "gone.jpg"}, "image file missing"),
         ({"file_name": ""}, "image file missing"),
         ({"file_name": "nul\0.jpg"}, "malformed image entry"),
         ({"file_name": None}, "malformed image entry"),
-        ({"id": "8"}, "malformed image entry"),
+        ({"id": 8.5}, "malformed image entry"),
+        ({"id": " "}, "malformed image entry"),
         ({"id": 2**63}, "malformed image entry"),
         ({"id": True}, "malformed image entry"),
         ("text", "malformed image entry"),
@@ -827,7 +847,7 @@ def test_f09_dropped_coco_images(tmp_path: Path, entry: Any, verdict: str) -> No
     for name in ("a.jpg", "b.jpg"):
         make_image(root / "images" / name)
     out = make_image(tmp_path / "out.jpg")
-    make_image(root / "out.jpg")
+    make_image(tmp_path / "elsewhere.jpg")
     (root / "images" / "link.jpg").symlink_to(out)
     (root / "images" / "linked").symlink_to(tmp_path)
     bad = {"id": 8, "file_name": "b.jpg", **entry} if isinstance(entry, dict) else entry
@@ -876,13 +896,15 @@ def test_f23_a_folder_of_images_that_leads_outside_is_refused(tmp_path: Path) ->
         open_split(tmp_path / "data", "train")
 
 
-def test_f23_an_absolute_name_is_dropped_even_inside_the_data_folder(tmp_path: Path) -> None:
-    names = ["a.jpg", str(make_image(tmp_path / "images" / "b.jpg"))]
-    make_image(tmp_path / "images" / "a.jpg")
-    coco(tmp_path / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
-    split = open_split(tmp_path, "val")
-    assert [record.image_id for record in split.records] == [0]
-    assert split.report.counts == {OUTSIDE: 1}
+def test_f23_an_absolute_name_is_the_file_of_that_name_below_the_data_folder(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    inside = make_image(root / "images" / "b.jpg")
+    names = ["a.jpg", str(make_image(tmp_path / "b.jpg")), str(make_image(tmp_path / "c.jpg"))]
+    make_image(root / "images" / "a.jpg")
+    coco(root / "instances_val.json", [{"id": i, "file_name": name} for i, name in enumerate(names)])
+    split = open_split(root, "val")
+    assert {record.image_id: record.path for record in split.records} == {0: root / "images" / "a.jpg", 1: inside}
+    assert split.report.counts == {OUTSIDE: 1, "path of another machine, found below the data folder": 1}
 
 
 def test_an_image_id_of_several_images_drops_them_all(tmp_path: Path) -> None:
@@ -906,8 +928,8 @@ def test_an_image_id_of_several_images_drops_them_all(tmp_path: Path) -> None:
         ('{"images": [], "categories": []}', "no list named 'annotations'"),
         ('{"images": [], "annotations": {}, "categories": []}', "no list named 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "the list is empty"),
-        ('{"images": [], "annotations": [], "categories": [{"id": "1", "name": "a"}]}', "integer id and a name"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "integer id and a name"),
+        ('{"images": [], "annotations": [], "categories": [{"id": " ", "name": "a"}]}', "an id and a name"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "an id and a name"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
             "the id 1 is there twice",
@@ -915,7 +937,7 @@ def test_an_image_id_of_several_images_drops_them_all(tmp_path: Path) -> None:
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no usable image"),
         (
             '{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}',
-            r"'x\.jpg', were not found in images/val, images, val/images, val, \. of .*--images",
+            r"'x\.jpg', were not found in images/val, images, val/images, val, val/data, data, \. of .*--images",
         ),
     ],
 )
@@ -984,7 +1006,7 @@ def test_writing_reads_back_to_the_same_records(tmp_path: Path) -> None:
     assert [record.image_id for record in original.records] == [1, 3, 4]
     assert original.records[0].ignored_labels.tolist() == [ANY_CLASS, ANY_CLASS, 3]
     path = tmp_path / "instances_train.json"
-    coco_format.write(original, path)
+    write_coco(original, path)
     again = open_split(path, "train", strict=True)
     assert_same_records(original, again)
     assert not again.report
@@ -1005,7 +1027,7 @@ def test_one_class_keeps_any_class_and_own_class_regions_apart(tmp_path: Path) -
     image = make_image(tmp_path / "images" / "a.jpg")
     record = ImageRecord(image, 5, WIDTH, HEIGHT, ignored=box, ignored_labels=np.array([ANY_CLASS, 0]))
     split = Split("val", [record], ("ship",), (3,), DataReport(), image_root=image.parent)
-    coco_format.write(split, tmp_path / "instances_val.json")
+    write_coco(split, tmp_path / "instances_val.json")
     assert_same_records(split, open_split(tmp_path, "val"))
 
 
@@ -1021,7 +1043,7 @@ def test_writing_never_harms_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     split = open_split(tmp_path, "train")
     path = put(tmp_path / "out.json", "mine")
     with pytest.raises(DataError, match=r"out\.json: exists already: .*--overwrite"):
-        coco_format.write(split, path)
+        write_coco(split, path)
     assert path.read_text() == "mine"
 
     def full_disk(descriptor: int) -> None:
@@ -1030,20 +1052,20 @@ def test_writing_never_harms_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(DataError, match=r"out\.json: cannot be written: No space left on device"):
-            coco_format.write(split, path, overwrite=True)
+            write_coco(split, path, overwrite=True)
     assert path.read_text() == "mine"
     assert {entry.name for entry in tmp_path.iterdir()} == {"train", "out.json"}
-    coco_format.write(split, path, overwrite=True)
+    write_coco(split, path, overwrite=True)
     assert json.loads(path.read_text())["images"][0]["file_name"] == "a.jpg"
     for impossible in (tmp_path / "none" / "o.json", path / "o.json"):
         with pytest.raises(DataError, match=r"o\.json: cannot be written"):
-            coco_format.write(split, impossible)
+            write_coco(split, impossible)
 
 
 def test_generated_images_cannot_be_written(tmp_path: Path) -> None:
     split = Split("val", [ImageRecord(None, 1, 9, 9)], ("a",), (1,), DataReport())
     with pytest.raises(DataError, match="generated images"):
-        coco_format.write(split, tmp_path / "o.json")
+        write_coco(split, tmp_path / "o.json")
     assert not list(tmp_path.iterdir())
 
 
@@ -1079,25 +1101,30 @@ def test_yolo_boxes(tmp_path: Path) -> None:
         ("0 nan 0.5 0.1 0.1", "not a finite number"),
         ("0 0.5 0.5 0.1 x", "not a finite number"),
         ("0 0.5 0.5 0.1", "not 5 fields"),
-        ("0 0.1 0.1 0.2 0.1 0.2 0.2", "not 5 fields"),
+        ("0", "not 5 fields"),
+        ("0 0.5 0.5 0.1 0.1 1.5", "neither a box nor a polygon"),
+        ("0 0.5 0.5 0.1 0.1 -1", "neither a box nor a polygon"),
+        ("0 0.1 0.1 0.2 0.1 0.2 1", "a triangle, or a box with a confidence and a track id"),
+        ("0 0.1 0.1 0.2 0.1 0.2 20.5", "not fractions of the image's sides"),
         ("2 0.5 0.5 0.1 0.1", "unknown class"),
         ("-1 0.5 0.5 0.1 0.1", "unknown class"),
         ("0.5 0.5 0.5 0.1 0.1", "unknown class"),
-        ("0 0.5 0.5 0 0.1", "side of zero or less"),
-        ("0 0.5 0.5 -0.1 0.1", "side of zero or less"),
+        ("0 0.5 0.5 0 0.1", "side of zero"),
+        ("0 0.5 0.5 -0.1 0.1", "side below zero"),
         ("0 1.5 0.5 0.1 0.1", "outside the image"),
         ("0 0.5 0.5 0.005 0.1", "side under 1 px"),
-        ("0 50 40 10 10", "outside the image"),
+        ("0 50 40 10 10", "not fractions of the image's sides"),
         ("0 0.25 0.25 0.5 0.5", "duplicate"),
     ],
 )
 def test_f09_dropped_yolo_lines(tmp_path: Path, line: str, verdict: str) -> None:
-    yolo(tmp_path, "val", {"a": f"0 0.25 0.25 0.5 0.5\n{line}"})
+    yolo(tmp_path, "val", {"a": f"0 0.25 0.25 0.5 0.5\n{line}", "b": ""})
     put(tmp_path / "data.yaml", "names: {0: drone, 1: bird}")
-    split = open_split(tmp_path, "val")
+    split = open_split(tmp_path, "val", keep_doubtful=True)
     np.testing.assert_array_equal(split.records[0].boxes, [[0, 0, 50, 40]])
-    assert split.report.counts == {verdict: 1}
+    assert split.report.counts == {verdict: 1, EMPTY_FILE: 1}
     assert ":2: " in split.report.places[verdict][0]
+    assert_left_out_with_its_image(tmp_path, "val", verdict, 1)
 
 
 def test_rounded_yolo_labels_at_the_border_are_no_clipping(tmp_path: Path) -> None:
@@ -1114,7 +1141,7 @@ def test_yolo_classes_without_names_are_the_same_for_all_splits(tmp_path: Path) 
     yolo(tmp_path, "val", {"b": "2 0.5 0.5 0.1 0.1"})
     put(tmp_path / "labels" / "train" / "classes.txt", "drone\nbird")
     for name, drops in (("train", 2), ("val", 0)):
-        split = open_split(tmp_path, name)
+        split = open_split(tmp_path, name, keep_doubtful=True)
         assert split.class_names == tuple(f"class{index}" for index in range(8))
         assert split.report.counts["no class names"] == 1
         assert split.report.dropped == drops
@@ -1167,18 +1194,21 @@ def test_data_yaml(tmp_path: Path, document: str, layout_split_first: bool) -> N
         (b"\xff\xfe", "not a YAML file"),
         ("- a", "not a YAML mapping"),
         ("!!python/object/apply:os.system ['true']", "not a YAML file"),
-        ("train: ../../outside/images\nnames: [a]", r"no folder '\.\./\.\./outside/images' below"),
-        ("train: gone\nnames: [a]", "no folder 'gone' below .*correct it, relative to the data.yaml"),
-        ("train: labels/train\nnames: [a]", "has no folder named images in it"),
+        ("train: ../../outside/images\nnames: [a]", r"no folder or txt file '\.\./\.\./outside/images' below"),
+        ("train: gone\nnames: [a]", "no folder or txt file 'gone' below .*correct it, relative to the data.yaml"),
+        ("train: labels/train\nnames: [a]", "labels/train holds no txt files beside images: the labels belong there"),
         ("train: images/bare\nnames: [a]", r"labels/bare: no such folder"),
-        ("train: [images/train]\nnames: [a]", "is not a folder of images: name one folder"),
-        ("train: train.txt\nnames: [a]", "'train.txt' is not a folder of images"),
-        ("train: images/train\nnames: [a]\nnc: 2", r"names: not a list of 2 names \(nc\)"),
-        ("train: images/train\nnames: a", "nc: None is not a number of classes|not a list"),
+        ("train: [images/train, 3]\nnames: [a]", "is not a folder of images, a txt file of images or a list of them"),
+        ("train: train.txt\nnames: [a]", "no folder or txt file 'train.txt' below"),
+        ("train: images/train\nnames: [a]\nnc: 2", r"names: 1 names, where there must be 2 \(nc\)"),
+        ("train: images/train\nnames: a", "neither a list of names nor a mapping"),
         ("train: images/train\nnc: -1", "nc: -1 is not a number of classes"),
         ("train: images/train\nnc: 10001", "is not a number of classes from 1 to 10000"),
-        ("train: images/train\nnames: {1: a}", "the class numbers must be 0 to 0"),
-        ("train: images/train\nnames: []", "nc: 0 is not a number of classes"),
+        ("train: images/train\nnames: {1: a}\nnc: 1", "the class numbers must differ and be 0 to 0"),
+        ("train: images/train\nnames: {-1: a}", "the class numbers must differ and be 0 to 9999"),
+        ("train: images/train\nnames: {a: 0}", "the keys must be class numbers"),
+        ("train: images/train\nnames: {0: a, '0': b}", "the class numbers must differ"),
+        ("train: images/train\nnames: []", "names: 0 names, where there must be at least one"),
     ],
 )
 def test_bad_data_yaml(tmp_path: Path, document: str | bytes, reason: str) -> None:
@@ -1268,7 +1298,7 @@ def test_the_preferred_format_and_how_to_choose_another(tmp_path: Path) -> None:
     assert three.class_names == ("person", "car")
     assert "not as visdrone and yolo" in three.report.lines()[1]
     assert not open_split(tmp_path, "train", format="visdrone").report
-    with pytest.raises(DataError, match=r"images/ with labels/.*\(yolo\)"):
+    with pytest.raises(DataError, match=r"no data set in the format yolo found: "):
         open_split(visdrone(tmp_path / "alone", {"a": ""}), "alone", format="yolo")
     with pytest.raises(DataError, match="not of the format visdrone"):
         open_split(tmp_path / "instances_train.json", "train", format="visdrone")
@@ -1321,7 +1351,7 @@ def test_visdrone_mini_counts() -> None:
 def test_visdrone_json_visdrone(tmp_path: Path, name: str) -> None:
     original = open_split(shared("visdrone-extra"), name)
     path = tmp_path / f"instances_{name}.json"
-    coco_format.write(original, path)
+    write_coco(original, path)
     assert_same_records(original, open_split(path, name, images=original.image_root, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Data: readers of VisDrone, COCO and YOLO data sets, synthetic scenes, one dataset class and its batch plan."""
+"""Data: readers of VisDrone, COCO, YOLO and UAVDT data sets, synthetic scenes, one dataset class and its batch plan."""
 
 from zoominnet.data.dataset import (
     Batch,
@@ -10,6 +10,7 @@ from zoominnet.data.dataset import (
     loader_failure,
     make_loader,
 )
+from zoominnet.data.holdout import divide_split
 from zoominnet.data.images import ImageError, decode_image, read_image_header
 from zoominnet.data.plan import BatchPlan, shard_batches, shard_indices
 from zoominnet.data.records import (
@@ -22,7 +23,7 @@ from zoominnet.data.records import (
     Split,
     SplitSource,
 )
-from zoominnet.data.splits import find_splits, open_split
+from zoominnet.data.splits import DataFormat, find_splits, open_split
 from zoominnet.data.synthetic import SyntheticScenes
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, student_images
 
@@ -33,6 +34,7 @@ __all__ = [
     "Batch",
     "BatchPlan",
     "DataError",
+    "DataFormat",
     "DataReport",
     "DetectionDataset",
     "ImageError",
@@ -47,6 +49,7 @@ __all__ = [
     "Target",
     "collate",
     "decode_image",
+    "divide_split",
     "find_splits",
     "loader_failure",
     "make_loader",

@@ -1,4 +1,4 @@
-"""``python -m zoominnet.data``: what of a data set would be used, and its conversion to a COCO json."""
+"""``python -m zoominnet.data``: what of a data set would be used, and its conversion to COCO, YOLO or VisDrone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ from rich.console import Console
 from rich.table import Table
 
 from zoominnet.command import run_command
-from zoominnet.data import coco
-from zoominnet.data.records import DataError, Split, SplitSource
-from zoominnet.data.splits import find_splits, match_split, open_split
+from zoominnet.data.records import DOUBTFUL_IMAGE, DataError, DataReport, Split, SplitSource
+from zoominnet.data.splits import DataFormat, find_splits, match_split, open_split
+from zoominnet.data.write import ImageFiles, refuse_existing, write_coco, write_visdrone, write_yolo
 
 _COCO_AREAS_PX = (32**2, 96**2)
 _PERCENTILES = (5, 25, 50, 75, 95)
 _IMAGE_SIZES_LISTED = 6
 _PLACES_LISTED = 5
+_LEFT_OUT_WORDS = {
+    "images": "images",
+    "doubtful_images": "of them for a label that could not be understood",
+    "labels_not_understood": "labels that could not be understood",
+    "labels_of_no_object": "labels of no object",
+    "files": "files or entries",
+}
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,17 @@ class _Source:
     """A data folder, the folder of one split, a COCO json or a YOLO data.yaml."""
     split: str | None = None
     """Name of the split; all of them if left out."""
-    format: Literal["auto", "visdrone", "coco", "yolo"] = "auto"
+    format: Literal["auto"] | DataFormat = "auto"
     """Format of the data; "auto" finds out."""
     images: Path | None = None
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
 
     max_megapixels: float = 100.0
     """Leave out images of more megapixels, before they are decoded; at most 178."""
+    keep_doubtful: bool = False
+    """Keep images of which a label could not be understood, without that label. Else they are left out and counted."""
+    frame_step: int = 1
+    """Use every so many-th frame of videos (VisDrone VID and MOT, UAVDT)."""
 
     @property
     def wanted_format(self) -> str | None:
@@ -61,12 +72,19 @@ class Check(_Source):
 
 @dataclass(frozen=True)
 class Convert(_Source):
-    """Write one split as a COCO json: what can be used of it, with ignored regions as crowds."""
+    """Write what can be used of a data set in another format."""
 
-    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.JSON")] = tyro.MISSING
-    """The json file to write."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = tyro.MISSING
+    """The json file to write (coco), or a new folder (yolo, visdrone)."""
+    to: Literal["auto", "coco", "yolo", "visdrone"] = "auto"
+    """Format to write. coco: one split as a json, ignored regions as crowds. yolo: all splits with a data.yaml, without
+    ignored regions, which YOLO does not know. visdrone: all splits as folders, for VisDrone's classes. auto: coco for a
+    name that ends in .json."""
     split: str | None = None
-    """Name of the split; may be left out where there is only one."""
+    """Name of the split; may be left out where there is only one, and for yolo and visdrone, which take all."""
+    image_files: ImageFiles = "copy"
+    """For yolo and visdrone: copy the images beside the labels, link them there (hard links: the same files under a
+    second name, without their size on disk), or write the labels alone."""
     overwrite: bool = False
     """Replace the json file if there is one."""
     debug: bool = False
@@ -113,18 +131,38 @@ def check(options: Check) -> int:
 
 
 def convert(options: Convert) -> int:
-    """Writes the json, prints what was left out of it, and returns the exit status."""
+    """Writes a data set in another format, prints what was left out of it, and returns the exit status."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    source, *others = _sources(options)
-    if others:
-        names = ", ".join(each.name for each in (source, *others))
+    to = "coco" if options.to == "auto" and options.output.suffix == ".json" else options.to
+    if to == "auto":
+        raise DataError(f"{options.output}: which format? Say --to yolo or --to visdrone, or name a .json for COCO")
+    sources = _sources(options)
+    if to == "coco" and len(sources) > 1:
+        names = ", ".join(each.name for each in sources)
         raise DataError(f"{options.path}: holds the splits {names}: choose one by --split")
-    coco.refuse_existing(options.output, overwrite=options.overwrite)  # before the images are decoded
-    split = _open(options, source)
-    _print_report(split, console)
-    coco.write(split, options.output, overwrite=options.overwrite)
-    console.print(f"wrote {len(split.records)} images of {split.name} to {options.output}")
-    console.print(f"its file names are relative to {split.image_root} (--images, where that is not beside the json)")
+    if to != "coco" and options.overwrite:
+        raise DataError(f"--overwrite: {options.output}: folders are never replaced; name a new one")
+    refuse_existing(options.output, overwrite=options.overwrite)  # before the images are decoded
+    splits = [_open(options, source) for source in sources]
+    if any(split.class_names != splits[0].class_names for split in splits):
+        raise DataError(f"{options.path}: its splits have different classes: choose one by --split")
+    for split in splits:
+        _print_report(split, console)
+    if to == "coco":
+        (split,) = splits
+        write_coco(split, options.output, overwrite=options.overwrite)
+        console.print(
+            f"its file names are relative to {split.image_root} (--images, where that is not beside the json)"
+        )
+    else:
+        with Console(stderr=True).status(f"writing {options.output}"):
+            (write_yolo if to == "yolo" else write_visdrone)(splits, options.output, image_files=options.image_files)
+        regions = sum(len(record.ignored) for split in splits for record in split.records)
+        if to == "yolo" and regions:
+            console.print(f"left out: {regions} ignored regions, which YOLO's format does not have", style="yellow")
+    for split in splits:
+        boxes = sum(len(record.boxes) for record in split.records)
+        console.print(f"wrote {len(split.records)} images with {boxes} boxes of {split.name} to {options.output}")
     return 0
 
 
@@ -144,6 +182,8 @@ def _open(options: _Source, source: SplitSource) -> Split:
             format=options.wanted_format,
             images=options.images,
             max_pixels=round(options.max_megapixels * 1e6),
+            keep_doubtful=options.keep_doubtful,
+            frame_step=options.frame_step,
         )
 
 
@@ -186,15 +226,27 @@ def summarize(split: Split) -> dict[str, Any]:
             }
             for label, (category, name) in enumerate(zip(split.category_ids, split.class_names, strict=True))
         ],
+        "left_out": _left_out(report),
         "dropped": {
-            verdict: {"count": count, "places": report.places[verdict]}
+            verdict: {"count": count, "places": report.places[verdict], "kind": report.dropped_kinds[verdict]}
             for verdict, count in report.counts.most_common()
-            if verdict not in report.notes
+            if verdict in report.dropped_kinds
         },
         "notes": {
             verdict: {"count": report.counts[verdict], "places": report.places[verdict]}
             for verdict in sorted(report.notes)
         },
+    }
+
+
+def _left_out(report: DataReport) -> dict[str, int]:
+    """How many images were left out, how many of them for a label that could not be understood, and how many labels."""
+    return {
+        "images": sum(report.of_kind("image").values()),
+        "doubtful_images": report.counts[DOUBTFUL_IMAGE],
+        "labels_not_understood": sum(report.of_kind("label").values()),
+        "labels_of_no_object": sum(report.of_kind("no object").values()),
+        "files": sum(report.of_kind("file").values()),
     }
 
 
@@ -231,7 +283,13 @@ def _print_summary(summary: dict[str, Any], split: Split, console: Console) -> N
 
 def _print_report(split: Split, console: Console) -> None:
     report = split.report
-    console.print(f"  {report.dropped or 'nothing'} left out of {split.name}")
+    counts = _left_out(report)
+    console.print(
+        f"  left out of {split.name}: "
+        + (", ".join(f"{count} {_LEFT_OUT_WORDS[what]}" for what, count in counts.items() if count) or "nothing")
+    )
+    if counts["doubtful_images"]:
+        console.print("  (an object without its label would train as background; --keep-doubtful keeps such images)")
     for line in report.lines(_PLACES_LISTED):
         console.print(f"  {line}")
 

@@ -1,68 +1,119 @@
-"""COCO json files of objects, read and written. Format: https://cocodataset.org/#format-data."""
+"""COCO json files of objects, as many tools write them. Format: https://cocodataset.org/#format-data."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoominnet.data.annotations import BoxCollector, note_orientation
-from zoominnet.data.images import OUTSIDE, ImageError, inspect_images
-from zoominnet.data.records import ANY_CLASS, DataError, DataReport, ImageRecord, Split, SplitSource
+import numpy as np
 
+from zoominnet.data.annotations import BOX_AROUND_A_POLYGON, BoxCollector, RecordList, box_around, finite_number
+from zoominnet.data.images import OUTSIDE, ImageError, ImageHeader, inspect_images
+from zoominnet.data.lookup import OF_ANOTHER_MACHINE, FileIndex, leads_elsewhere, plain_name
+from zoominnet.data.records import ANY_CLASS, DataError, DataReport, ReadOptions, Split, SplitSource
+
+ANY_CLASS_KEY = "any_class"
+"""COCO knows no region that holds for every class: such a region is written once a class, each copy with this key."""
 _PREFIX = "instances_"
+_ROBOFLOW = "_annotations.coco.json"
+_KEYS = ("images", "annotations", "categories")
+_MAX_JSONS = 16  # a folder of more has one for each image, which is not COCO's way
 _INT64_MAX = 2**63 - 1
 _NAMES_TRIED = 64
 _QUOTED_CHARACTERS = 120
-# COCO knows no region that holds for every class: such a region is written once a class, each copy with this key.
-_ANY_CLASS_KEY = "any_class"
+
+Id = int | str
+Box = tuple[float, float, float, float]
 
 
 def find(path: Path) -> list[SplitSource]:
-    """The json file at `path` itself, or each `instances_<split>.json` in the folder or in its `annotations/`."""
+    """The json file at `path` itself, or each `instances_<split>.json` in the folder or in its `annotations/`, or
+    each `_annotations.coco.json` (Roboflow) in the folder or one below."""
     if path.is_file():
         path = path.absolute()  # so that a json in the current folder still has its parent
+        if path.name == _ROBOFLOW:
+            return [SplitSource(path.parent.name, "coco", path.parent, path)]
         root = path.parents[1] if path.parent.name == "annotations" else path.parent
         return [SplitSource(path.stem.removeprefix(_PREFIX), "coco", root, path)]
     files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob(f"{_PREFIX}*.json"))]
-    return [SplitSource(file.stem.removeprefix(_PREFIX), "coco", path, file) for file in files]
+    sources = [SplitSource(file.stem.removeprefix(_PREFIX), "coco", path, file) for file in files]
+    exports = [file for pattern in (_ROBOFLOW, f"*/{_ROBOFLOW}") for file in sorted(path.glob(pattern))]
+    return sources + [SplitSource(file.parent.resolve().name, "coco", path, file) for file in exports]
 
 
-def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: int) -> Split:
+def find_by_content(path: Path) -> list[SplitSource]:
+    """The jsons of any name in the folder, its `annotations/` and its subfolders (one in each) that read as COCO's.
+
+    For folders in which nothing else was found: what a json holds is a weaker sign than how a file is called.
+    """
+    sources = []
+    for folder in (path, path / "annotations", path / "labels"):
+        files = sorted(folder.glob("*.json"))
+        if len(files) <= _MAX_JSONS:
+            sources += [SplitSource(file.stem, "coco", path, file) for file in files if _reads_as_coco(file)]
+    for folder in sorted(
+        each for each in path.iterdir() if each.is_dir() and each.name not in ("annotations", "labels")
+    ):
+        files = list(folder.glob("*.json"))
+        if len(files) == 1 and _reads_as_coco(files[0]):
+            sources.append(SplitSource(folder.name, "coco", path, files[0]))
+    return sources
+
+
+def _reads_as_coco(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return content.lstrip().startswith(b"{") and all(f'"{key}"'.encode() in content for key in _KEYS)
+
+
+def read(source: SplitSource, report: DataReport, options: ReadOptions) -> Split:
     """Reads one split. Labels are the categories in the order of their ids, whatever these are.
 
-    Crowds (`iscrowd`, or `ignore`) are ignored regions of their class. Image ids are the file's own.
+    Crowds (`iscrowd`, or `ignore`) are ignored regions of their class. Image ids are the file's own. An annotation
+    without a box gets the one around its polygons or its mask (RLE).
+
+    Images are read upright, unless the json gives an image the size of its stored pixels and not of its upright ones:
+    then its annotations were made on those, and it is read so.
 
     Raises:
         DataError: not such a json, or none of its images was found.
     """
     document = _load(source.annotations)
-    names = _category_names(source.annotations, document["categories"])
-    labels = {category: label for label, category in enumerate(names)}
+    categories = _without_unused_root(source, document, report)
+    names, labels = _classes(source.annotations, categories, report)
     entries = _usable_images(source.annotations, document["images"], report)
-    images = source.images or _image_folder(source, list(entries))
-    known_ids = {entry["id"] for entry in document["images"] if isinstance(entry, dict) and _is_id(entry.get("id"))}
-    annotations = _annotations_by_image(source.annotations, document["annotations"], known_ids, report)
-    paths = [images / name for name in entries]
-    headers = inspect_images(paths, source.root, decode=decode, max_pixels=max_pixels)
-    records = []
-    for entry, path, header in zip(entries.values(), paths, headers, strict=True):
+    paths, image_root = _find_images(source, entries, report)
+    annotations = _annotations_by_image(source.annotations, document, report)
+    numbers = _image_numbers(source.annotations, document["images"], report)
+    used = [name for name in entries if name in paths]
+    headers = inspect_images(
+        [paths[name] for name in used], source.root, decode=options.decode, max_pixels=options.max_pixels
+    )
+    records = RecordList(report, options)
+    for name, header in zip(used, headers, strict=True):
+        entry, path = entries[name], paths[name]
         if isinstance(header, ImageError):
-            report.add(header.verdict, str(header))
+            report.drop("image", header.verdict, str(header))
             continue
-        width, height = entry.get("width"), entry.get("height")
-        if width not in (None, header.width) or height not in (None, header.height):
-            found = f"{header.width}x{header.height} px, in {source.annotations.name} {width}x{height}"
-            report.add("image size differs from the json", f"{path}: {found}")
+        as_stored = _was_labelled_as_stored(entry, header)
+        if as_stored is None:
+            found = f"{header.width}x{header.height} px, in {source.annotations.name} {_size_text(entry)}"
+            report.drop("image", "image size differs from the json", f"{path}: {found}")
             continue
-        note_orientation(path, header.orientation, report)
-        boxes = BoxCollector(header.width, header.height, report)
-        _add_annotations(boxes, annotations[entry["id"]], labels)
-        records.append(boxes.record(path, entry["id"]))
-    return Split(source.name, records, tuple(names.values()), tuple(names), report, image_root=images)
+        width, height = header.stored_size if as_stored else header[:2]
+        boxes = BoxCollector(width, height, report)
+        key = _id(entry["id"])
+        assert key is not None
+        _add_annotations(boxes, annotations[key], labels)
+        records.add(path, numbers[key], header, boxes, as_stored=as_stored)
+    return Split(source.name, records.records, tuple(names.values()), tuple(names), report, image_root=image_root)
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -70,194 +121,351 @@ def _load(path: Path) -> dict[str, list[Any]]:
         document = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file: {error}") from error
-    for key in ("images", "annotations", "categories"):
+    for key in _KEYS:
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise DataError(f"{path}: not a COCO json of objects: it has no list named {key!r}")
     return document
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -_INT64_MAX <= value <= _INT64_MAX
 
 
 def _quote(value: object) -> str:
     return json.dumps(value)[:_QUOTED_CHARACTERS]
 
 
-def _category_names(path: Path, categories: list[Any]) -> dict[int, str]:
-    names: dict[int, str] = {}
+# ids and numbers, as different writers put them
+
+
+def _id(value: object) -> Id | None:
+    """An id, the same for 7, 7.0 (pandas), "7" and "007"; other texts stay as they are. None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif isinstance(value, str):
+        text = value.strip()
+        whole = re.fullmatch(r"(-?[0-9]{1,19})(\.0+)?", text)
+        value = int(whole[1]) if whole else text or None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and -_INT64_MAX <= value <= _INT64_MAX:
+        return value
+    return None
+
+
+def _note_id(value: object, report: DataReport, place: str) -> None:
+    if isinstance(value, float | str):
+        report.note("id written as a float or a string", place)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also where it is written as a string; None for anything else."""
+    if isinstance(value, str):
+        return finite_number(value.strip())
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if abs(value) < float("inf") else None
+    except OverflowError:
+        return None
+
+
+def _flag(value: object) -> bool | None:
+    """A flag that is 0 or 1, true or false, or missing; None for anything else."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
+        return value.strip().lower() == "true"
+    number = _number(value)
+    return None if number is None else number != 0
+
+
+# categories
+
+
+def _without_unused_root(source: SplitSource, document: dict[str, list[Any]], report: DataReport) -> list[Any]:
+    """The categories without the root that Roboflow puts above them, where none of the export's splits uses it."""
+    categories = [category for category in document["categories"] if isinstance(category, dict)]
+    if source.annotations.name != _ROBOFLOW or len(categories) < len(document["categories"]):
+        return document["categories"]
+    parents = {
+        category.get("supercategory") for category in categories if isinstance(category.get("supercategory"), str)
+    }
+    roots = [
+        category
+        for category in categories
+        if category.get("supercategory") in (None, "", "none") and category.get("name") in parents - {"none", ""}
+    ]
+    used = _categories_with_boxes(document)
+    if roots and any(_id(root.get("id")) not in used for root in roots):
+        for sibling in source.annotations.parents[1].glob(f"*/{_ROBOFLOW}"):
+            if sibling.resolve() != source.annotations.resolve():
+                try:
+                    used |= _categories_with_boxes(_load(sibling))
+                except (DataError, OSError):  # told where that split is read
+                    continue
+    unused = [root for root in roots if _id(root.get("id")) not in used]
+    for root in unused:
+        place = f"{source.annotations}: categories: {_quote(root)}"
+        report.note("root category left out: no box has it in any split", place)
+    return [category for category in categories if category not in unused]
+
+
+def _categories_with_boxes(document: dict[str, list[Any]]) -> set[Id | None]:
+    return {_id(each.get("category_id")) for each in document["annotations"] if isinstance(each, dict)}
+
+
+def _classes(path: Path, categories: list[Any], report: DataReport) -> tuple[dict[int, str], dict[Id, int]]:
+    """The names by category number, ascending, and the label of each category as the file calls it."""
+    names: dict[Id, str] = {}
     for category in categories:
-        if not (isinstance(category, dict) and _is_id(category.get("id")) and isinstance(category.get("name"), str)):
-            raise DataError(f"{path}: categories: {_quote(category)} needs an integer id and a name")
-        if category["id"] in names:
-            raise DataError(f"{path}: categories: the id {category['id']} is there twice: number them apart")
+        key = _id(category.get("id")) if isinstance(category, dict) else None
+        if key is None or not isinstance(category.get("name"), str):
+            raise DataError(f"{path}: categories: {_quote(category)} needs an id and a name")
+        if key in names:
+            raise DataError(f"{path}: categories: the id {key} is there twice: number them apart")
         if category["name"] in names.values():
             raise DataError(
                 f"{path}: categories: the name {category['name']!r} is there twice: rename one, or merge them"
             )
-        names[category["id"]] = category["name"]
+        names[key] = category["name"]
+        _note_id(category["id"], report, f"{path}: categories: {_quote(category)}")
     if not names:
         raise DataError(f"{path}: categories: the list is empty: name the classes")
-    return dict(sorted(names.items()))
+    numbers: dict[Id, int] = {key: key for key in names if isinstance(key, int)}
+    if len(numbers) < len(names):
+        report.note("category ids that are no numbers: numbered by their place", str(path))
+        numbers = {key: place for place, key in enumerate(names, start=1)}
+    in_order = sorted(names, key=numbers.__getitem__)
+    return {numbers[key]: names[key] for key in in_order}, {key: label for label, key in enumerate(in_order)}
+
+
+# images
 
 
 def _usable_images(path: Path, entries: list[Any], report: DataReport) -> dict[str, dict[str, Any]]:
-    """The entries that name one image each, by file name, sorted."""
+    """The entries that name one image each, by file name (with slashes), sorted."""
     by_name: dict[str, dict[str, Any]] = {}
-    names_by_id: dict[int, set[str]] = defaultdict(set)
+    names_by_id: dict[Id, set[str]] = defaultdict(set)
     for index, entry in enumerate(entries):
-        place = f"{path}: images[{index}]: {_quote(entry)}"
         file_name = entry.get("file_name") if isinstance(entry, dict) else None
-        if not isinstance(file_name, str) or "\0" in file_name or not _is_id(entry.get("id")):
-            report.add("malformed image entry", place)
+        key = _id(entry.get("id")) if isinstance(entry, dict) else None
+        if not isinstance(file_name, str) or "\0" in file_name or key is None:
+            report.drop("image", "malformed image entry", f"{path}: images[{index}]: {_quote(entry)}")
             continue
-        file = Path(file_name)
-        if file.is_absolute() or ".." in file.parts:
-            report.add(OUTSIDE, place)
-            continue
-        name = file.as_posix()
-        names_by_id[entry["id"]].add(name)
+        name = Path(plain_name(file_name)).as_posix()
+        names_by_id[key].add(name)
         if name in by_name:
-            report.add("duplicate image entry", place)
-        else:
-            by_name[name] = entry
+            report.drop("file", "duplicate image entry", f"{path}: images[{index}]: {_quote(entry)}")
+            continue
+        by_name[name] = entry
+        _note_id(entry["id"], report, f"{path}: images[{index}]: {_quote(entry)}")
     usable = {}
     for name, entry in sorted(by_name.items()):
-        if len(names_by_id[entry["id"]]) > 1:  # whose the annotations are cannot be known
-            report.add("image id of several images", f"{path}: id {entry['id']}: {name}")
+        if len(names_by_id[_id(entry["id"]) or 0]) > 1:  # whose the annotations are cannot be known
+            report.drop("image", "image id of several images", f"{path}: id {entry['id']}: {name}")
         else:
             usable[name] = entry
     return usable
 
 
-def _image_folder(source: SplitSource, names: list[str]) -> Path:
-    """The folder in which most of the images are, of all where they may be expected."""
-    root, split = source.root, source.name
-    folders = [root / "images" / split, root / "images", root / split / "images", root / split]
-    folders += [source.annotations.parent, root]
-    tried = names[:_NAMES_TRIED]
-    hits = {folder: sum(os.path.lexists(folder / name) for name in tried) for folder in folders}
-    best = max(folders, key=hits.__getitem__)
-    if names and not hits[best]:
-        searched = ", ".join(dict.fromkeys(folder.relative_to(root).as_posix() for folder in folders))
+def _image_numbers(path: Path, entries: list[Any], report: DataReport) -> dict[Id, int]:
+    """The number of each image: its id, or where not all ids are numbers its place in the json, from 1."""
+    keys = [key for entry in entries if isinstance(entry, dict) and (key := _id(entry.get("id"))) is not None]
+    if all(isinstance(key, int) for key in keys):
+        return {key: key for key in keys if isinstance(key, int)}
+    report.note("image ids that are no numbers: numbered by their place", str(path))
+    return {key: place for place, key in enumerate(dict.fromkeys(keys), start=1)}
+
+
+def _find_images(
+    source: SplitSource, entries: dict[str, dict[str, Any]], report: DataReport
+) -> tuple[dict[str, Path], Path]:
+    """The path of each image by its name in `entries`, and a folder that holds them all.
+
+    Names are relative to one folder, where most of the images are. Names that lead elsewhere (paths of another machine,
+    addresses), and all names where none is found so, are looked for by their last parts below the data folder.
+
+    Raises:
+        DataError: not one of them was found.
+    """
+    names = list(entries)
+    folder, searched = _image_folder(source, names)
+    index = FileIndex(source.root)
+    paths: dict[str, Path] = {}
+    guesses: defaultdict[Path, list[tuple[int, str]]] = defaultdict(list)
+    for name in names:
+        written = entries[name]["file_name"]
+        if folder is not None and not leads_elsewhere(name):
+            literal = written != name and not leads_elsewhere(written) and os.path.lexists(folder / written)
+            paths[name] = folder / (written if literal else name)
+        elif (guess := index.find(name)) is not None:
+            guesses[guess[0]].append((guess[1], name))
+    taken = {path.resolve() for path in paths.values()} if guesses else set()
+    for path, candidates in guesses.items():
+        most = max(shared for shared, _ in candidates)
+        best = [name for shared, name in candidates if shared == most]
+        if len(best) == 1 and path.resolve() not in taken:  # else whose image it is cannot be known
+            paths[best[0]] = path
+            report.note(OF_ANOTHER_MACHINE, f"{source.annotations}: {best[0]} read as {path}")
+    if names and not paths:
+        shown = ", ".join(dict.fromkeys(each.relative_to(source.root).as_posix() for each in searched))
         raise DataError(
-            f"{source.annotations}: its images, such as {names[0]!r}, were not found in {searched} of {root}: "
-            "put them there, or name their folder (images=, --images)"
+            f"{source.annotations}: its images, such as {names[0]!r}, were not found in {shown} of {source.root}, nor one "
+            "file of that name below: put them there, or name their folder (images=, --images)"
         )
-    return best
+    for name in names:
+        if name not in paths:
+            verdict = OUTSIDE if leads_elsewhere(name) else "image file missing"
+            report.drop(
+                "image", verdict, f"{source.annotations}: {name}: not one file of that name below {source.root}"
+            )
+    inside = folder is not None and all(path.is_relative_to(folder) for path in paths.values())
+    return paths, folder if inside and folder is not None else source.root
+
+
+def _image_folder(source: SplitSource, names: list[str]) -> tuple[Path | None, list[Path]]:
+    """The folder in which most of the images are, None where there are none; and where they were looked for."""
+    if source.images:
+        folders = list(source.images)
+    else:
+        root, split = source.root, source.name
+        folders = [root / "images" / split, root / "images", root / split / "images", root / split]
+        folders += [root / split / "data", root / "data", source.annotations.parent, root]
+    inside = [name for name in names if not leads_elsewhere(name)][:_NAMES_TRIED]
+    hits = {folder: sum(os.path.lexists(folder / name) for name in inside) for folder in folders}
+    best = max(folders, key=hits.__getitem__)
+    return (best if hits[best] else None), folders
+
+
+def _was_labelled_as_stored(entry: dict[str, Any], header: ImageHeader) -> bool | None:
+    """Whether the json's size is that of the stored pixels alone; None where it is neither that nor the upright one."""
+    given = [_number(entry.get(side)) or entry.get(side) or None for side in ("width", "height")]
+
+    def fits(size: Sequence[int]) -> bool:
+        return all(side in (None, actual) for side, actual in zip(given, size, strict=True))
+
+    if fits(header[:2]):
+        return False
+    return True if fits(header.stored_size) else None
+
+
+def _size_text(entry: dict[str, Any]) -> str:
+    return f"{entry.get('width')}x{entry.get('height')}"[:_QUOTED_CHARACTERS]
+
+
+# annotations
 
 
 def _annotations_by_image(
-    path: Path, annotations: list[Any], known_ids: set[int], report: DataReport
-) -> defaultdict[int, list[tuple[dict[str, Any], str]]]:
-    by_image: defaultdict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
-    for index, annotation in enumerate(annotations):
+    path: Path, document: dict[str, list[Any]], report: DataReport
+) -> defaultdict[Id, list[tuple[dict[str, Any], str]]]:
+    known_ids = {_id(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
+    by_image: defaultdict[Id, list[tuple[dict[str, Any], str]]] = defaultdict(list)
+    for index, annotation in enumerate(document["annotations"]):
         place = f"{path}: annotations[{index}]"
         if not isinstance(annotation, dict):
-            report.add("malformed annotation", f"{place}: {_quote(annotation)}")
+            report.drop("label", "malformed annotation", f"{place}: {_quote(annotation)}")
             continue
         image_id, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
         place += f": image_id {image_id!r}, category_id {category!r}, bbox {box!r}"[:_QUOTED_CHARACTERS]
-        if not _is_id(image_id) or image_id not in known_ids:
-            report.add("annotation of an unknown image", place)
+        key = _id(image_id)
+        if key is None or key not in known_ids:
+            report.drop("label", "annotation of an unknown image", place)
         else:
-            by_image[image_id].append((annotation, place))
+            by_image[key].append((annotation, place))
     return by_image
 
 
 def _add_annotations(
-    boxes: BoxCollector, annotations: list[tuple[dict[str, Any], str]], labels: dict[int, int]
+    boxes: BoxCollector, annotations: Iterable[tuple[dict[str, Any], str]], labels: dict[Id, int]
 ) -> None:
     any_class_regions = set()
     for annotation, place in annotations:
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
-            boxes.report.add("malformed annotation", place)
-            continue
-        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in box):
-            boxes.report.add("not a finite number", place)
-            continue
-        category = annotation.get("category_id")
-        if not _is_id(category) or category not in labels:
-            boxes.report.add("unknown class", place)
+        category = _id(annotation.get("category_id"))
+        if category is None or category not in labels:
+            boxes.leave_out("unknown class", place)
             continue
         label = labels[category]
-        ignored = bool(annotation.get("iscrowd") or annotation.get("ignore"))
-        if ignored and annotation.get(_ANY_CLASS_KEY):
-            if tuple(box) in any_class_regions:
-                continue
-            any_class_regions.add(tuple(box))
-            label = ANY_CLASS
-        try:
-            x, y, width, height = map(float, box)
-        except OverflowError:
-            boxes.report.add("not a finite number", place)
+        flags = [_flag(annotation.get(key)) for key in ("iscrowd", "ignore", ANY_CLASS_KEY)]
+        if None in flags:
+            boxes.leave_out("malformed annotation", place)
             continue
-        boxes.add(x, y, width, height, label, place, ignored=ignored)
+        box = _box(annotation, boxes, place)
+        if box is None:
+            continue
+        for key in ("image_id", "category_id"):
+            if not isinstance(annotation[key], int):
+                _note_id(annotation[key], boxes.report, place)
+                break
+        ignored = bool(flags[0] or flags[1])
+        if ignored and flags[2]:
+            if box in any_class_regions:
+                continue
+            any_class_regions.add(box)
+            label = ANY_CLASS
+        boxes.add(*box, label, place, ignored=ignored)
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raises DataError if there is something at `path` that must not be overwritten."""
-    if path.exists() and not overwrite:
-        raise DataError(f"{path}: exists already: name another file, or pass --overwrite")
+def _box(annotation: dict[str, Any], boxes: BoxCollector, place: str) -> Box | None:
+    """The box of an annotation (top left corner and sides, px): its own, or the one around its segmentation."""
+    given = annotation.get("bbox")
+    verdict = "malformed annotation"
+    box: Box | None = None
+    if isinstance(given, list) and len(given) == 4:
+        numbers = [_number(number) for number in given]
+        known = [number for number in numbers if number is not None]
+        if len(known) == 4:
+            x, y, width, height = known
+            box = (x, y, width, height)
+            if any(isinstance(number, str) for number in given):
+                boxes.report.note("number written as a string", place)
+        else:
+            verdict = "not a finite number"
+    if box is not None and box[2] and box[3]:
+        return box
+    segmentation = annotation.get("segmentation")
+    if segmentation:
+        around, kind = _box_of_segmentation(segmentation, (boxes.width, boxes.height))
+        if around is not None:
+            boxes.report.note(kind, place)
+            return around
+        verdict = "segmentation that cannot be read"
+    if box is None:
+        boxes.leave_out(verdict, place)
+    return box
 
 
-def write(split: Split, path: Path, *, overwrite: bool = False) -> None:
-    """Writes a split as a COCO json that `read` reads back to the same records; no other file is touched.
-
-    File names are relative to `split.image_root`. Ignored regions become crowds of their class, and of each class
-    where they hold for any. The file appears whole or not at all.
-
-    Raises:
-        DataError: the file is there and `overwrite` is not set, or it cannot be written.
-    """
-    refuse_existing(path, overwrite=overwrite)
-    text = json.dumps(_document(split), allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "x", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+def _box_of_segmentation(segmentation: object, size: tuple[int, int]) -> tuple[Box | None, str]:
+    """The box around all polygons, or around the mask, of one object in an image of `size` (width, height) px; and the
+    note on it. None where it is neither."""
+    if isinstance(segmentation, dict):
+        return _box_of_mask(segmentation, size), "box around a mask (RLE)"
+    if not isinstance(segmentation, list):
+        return None, ""
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    points: list[float] = []
+    for polygon in polygons:
+        numbers = [_number(number) for number in polygon] if isinstance(polygon, list) else [None]
+        finite = [number for number in numbers if number is not None]
+        if len(finite) < len(numbers) or len(numbers) % 2:
+            return None, ""
+        points += finite
+    return (box_around(np.array(points, dtype=np.float64).reshape(-1, 2)) if points else None), BOX_AROUND_A_POLYGON
 
 
-def _document(split: Split) -> dict[str, list[dict[str, Any]]]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+def _box_of_mask(rle: dict[Any, Any], size: tuple[int, int]) -> Box | None:
+    """The box around a mask in COCO's run-length encoding, plain or compressed; None where it is not one of this size."""
+    from pycocotools import mask
 
-    def add(record: ImageRecord, box: Any, label: int, **flags: int) -> None:
-        x1, y1, x2, y2 = map(float, box)
-        annotations.append(
-            {
-                "id": len(annotations) + 1,  # pycocotools takes an annotation with the id 0 for no match
-                "image_id": record.image_id,
-                "category_id": split.category_ids[label],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                **flags,
-            }
-        )
-
-    for record in split.records:
-        if record.path is None or split.image_root is None:
-            raise DataError(f"split {split.name!r} has generated images: only images in files can be named in a json")
-        name = record.path.relative_to(split.image_root).as_posix()
-        images.append({"id": record.image_id, "file_name": name, "width": record.width, "height": record.height})
-        for box, label in zip(record.boxes, record.labels, strict=True):
-            add(record, box, int(label), iscrowd=0)
-        for box, label in zip(record.ignored, record.ignored_labels, strict=True):
-            if label == ANY_CLASS:
-                for each in range(len(split.category_ids)):
-                    add(record, box, each, iscrowd=1, **{_ANY_CLASS_KEY: 1})
-            else:
-                add(record, box, int(label), iscrowd=1)
-    categories = [
-        {"id": category, "name": name} for category, name in zip(split.category_ids, split.class_names, strict=True)
-    ]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    counts = rle.get("counts")
+    if rle.get("size") != [size[1], size[0]]:
+        return None
+    if isinstance(counts, list):
+        whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+        if not whole or sum(counts) != size[0] * size[1]:
+            return None
+        encoded = mask.frPyObjects({"size": [size[1], size[0]], "counts": counts}, size[1], size[0])
+    elif isinstance(counts, str) and counts and all("0" <= character <= "o" for character in counts):
+        encoded = {"size": [size[1], size[0]], "counts": counts.encode()}
+    else:
+        return None
+    x, y, width, height = map(float, mask.toBbox(encoded))
+    inside = min(x, y) >= 0 and x + width <= size[0] and y + height <= size[1]
+    return (x, y, width, height) if inside and int(mask.area(encoded)) <= size[0] * size[1] else None

@@ -206,7 +206,7 @@ class DetectionDataset(Dataset[Sample]):
                     f"image {record.image_id} of split '{self.split.name}' has neither a path nor a renderer"
                 )
             return self.split.render(record)
-        image = decode_image(record.path, max_pixels=self.split.max_pixels)
+        image = decode_image(record.path, as_stored=record.as_stored, max_pixels=self.split.max_pixels)
         height, width = image.shape[-2:]
         if (width, height) != (record.width, record.height):
             raise ImageError(

@@ -32,6 +32,8 @@ _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _TORCHVISION_FORMATS = frozenset({"JPEG", "MPO", "PNG"})
 _PILLOW_MODES_TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+"""The EXIF orientations whose stored rows are the upright image's columns."""
 
 
 class ImageError(DataError):
@@ -46,15 +48,20 @@ class ImageHeader(NamedTuple):
     """What the first bytes of an image file say.
 
     Attributes:
-        width, height: as stored, px: an EXIF rotation is not applied.
+        width, height: upright, as viewers show it, px.
         format: Pillow's name: "JPEG", "PNG", ...
-        orientation: of the EXIF block, 1 to 8; 1 (upright) where it says nothing.
+        orientation: of the EXIF block, 1 to 8; 1 (stored upright) where it says nothing.
     """
 
     width: int
     height: int
     format: str
     orientation: int
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(width, height) px of the pixels as they are stored, before they are turned upright."""
+        return (self.height, self.width) if self.orientation in _SIDEWAYS else (self.width, self.height)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -73,7 +80,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """Reads the size of an image without decoding it.
+    """Reads the upright size of an image without decoding it.
 
     Raises:
         ImageError: missing, not a JPEG, PNG, BMP, TIFF or WebP file, or more than `max_pixels` pixels.
@@ -87,7 +94,10 @@ def read_image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeade
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as image:
             width, height = image.size
-            header = ImageHeader(width, height, image.format or "", _orientation(image))
+            orientation = _orientation(image)
+            if (orientation in _SIDEWAYS) != _is_turned_by_pillow(image):
+                width, height = height, width
+            header = ImageHeader(width, height, image.format or "", orientation)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}", "image over the size limit") from error
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
@@ -102,8 +112,6 @@ def read_image_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeade
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns these itself, in the header's size as in the pixels
-        return 1
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # an EXIF block that cannot be read turns nothing; the pixels may be whole
@@ -111,10 +119,50 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decodes an image file to uint8[3, H, W], RGB, as stored: an EXIF rotation is not applied, alpha is left out.
+def _is_turned_by_pillow(image: Image.Image) -> bool:
+    """Whether `image.size`, before the pixels are decoded, is that of the upright image: a TIFF's, by its own tag."""
+    tags = getattr(image, "tag_v2", None)
+    return image.format == "TIFF" and tags is not None and tags.get(_EXIF_ORIENTATION) in _SIDEWAYS
+
+
+def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Stored pixels [..., H, W] as the EXIF `orientation` (1 to 8) says that they are to be seen.
+
+    Source: the EXIF standard's tag 0x0112, which tells at which sides row 0 and column 0 lie.
+    """
+    if orientation in _SIDEWAYS:
+        pixels = pixels.transpose(-1, -2)
+    mirrored = [axis for axis, turned in ((-1, (2, 3, 6, 7)), (-2, (3, 4, 7, 8))) if orientation in turned]
+    return pixels.flip(mirrored) if mirrored else pixels.contiguous()
+
+
+def turn_boxes_upright(boxes: np.ndarray, orientation: int, stored_size: tuple[int, int]) -> np.ndarray:
+    """Boxes [N, 4] (x1, y1, x2, y2 px of the stored image) in px of the upright image, as `turn_upright` turns pixels.
+
+    Args:
+        boxes: floating point.
+        orientation: EXIF, 1 to 8.
+        stored_size: (width, height) of the stored image, px.
+    """
+    x1, y1, x2, y2 = boxes.T
+    width, height = stored_size
+    if orientation in _SIDEWAYS:
+        x1, y1, x2, y2, width, height = y1, x1, y2, x2, height, width
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    return np.stack((x1, y1, x2, y2), axis=1)
+
+
+def decode_image(path: Path, *, as_stored: bool = False, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decodes an image file to uint8[3, H, W], RGB, upright as viewers show it (EXIF); alpha is left out.
 
     torchvision decodes JPEG and PNG, Pillow the other formats. Of 16-bit images the high byte is kept.
+
+    Args:
+        as_stored: leave the pixels as they are stored, for labels that were made on those.
+        max_pixels: as `read_image_header`.
 
     A cut-off file is refused, unless something put an end marker on it: a JPEG whose rest is missing but that ends
     rightly, and one with flipped bits in its pixels, decode to wrong pixels without an error. Only a checksum of each
@@ -125,6 +173,7 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     header = read_image_header(path, max_pixels=max_pixels)
     try:
+        upright = False
         if header.format in _TORCHVISION_FORMATS:
             data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
             pixels = torchvision.io.decode_image(data, ImageReadMode.RGB)
@@ -132,13 +181,18 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
                 pixels = (pixels.int() >> 8).byte()
         else:
             pixels = _decode_with_pillow(path)
+            upright = header.format == "TIFF"
     except ImageError:
         raise
     except Exception as error:  # as above: the decoders raise many types for damaged data
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ImageError(f"{path}: cannot be decoded: {reason}") from error
-    if pixels.shape != (3, header.height, header.width):
-        raise ImageError(f"{path}: decoded to {tuple(pixels.shape)}, the header says {header.width}x{header.height}")
+    if header.orientation != 1 and upright == as_stored:
+        inverse = {6: 8, 8: 6}.get(header.orientation, header.orientation)
+        pixels = turn_upright(pixels, inverse if upright else header.orientation)
+    width, height = header.stored_size if as_stored else header[:2]
+    if pixels.shape != (3, height, width):
+        raise ImageError(f"{path}: decoded to {tuple(pixels.shape)}, the header says {width}x{height}")
     return pixels
 
 

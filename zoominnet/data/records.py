@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -54,16 +55,18 @@ def _no_labels() -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and its annotations, in the pixels of the original image.
+    """One image and its annotations, in the pixels of the original image as it is seen: upright.
 
     Attributes:
         path: the image file; None where the image is generated.
         image_id: unique in its split, stable whatever other images are skipped.
-        width, height: of the original image as it is stored, px: an EXIF rotation is not applied.
+        width, height: of the original image, px.
         boxes: float32[G, 4], (x1, y1, x2, y2) px, inside the image, each side at least 1 px.
         labels: int64[G], 0 to number of classes - 1.
         ignored: float32[R, 4], regions where objects are not annotated, same form as `boxes`.
         ignored_labels: int64[R], the class a region holds for, or `ANY_CLASS`.
+        as_stored: the annotations were made on the stored pixels, so that the image is not turned upright by its EXIF
+            orientation: sizes and boxes are those of the stored image.
     """
 
     path: Path | None
@@ -74,6 +77,16 @@ class ImageRecord:
     labels: np.ndarray = field(default_factory=_no_labels)
     ignored: np.ndarray = field(default_factory=_no_boxes)
     ignored_labels: np.ndarray = field(default_factory=_no_labels)
+    as_stored: bool = False
+
+
+Dropped = Literal["label", "no object", "image", "file"]
+"""What a verdict leaves out: a label that could not be understood, a label of no object, an image, or a file."""
+
+DOUBTFUL_IMAGE = "image with a label that could not be understood"
+"""The verdict on an image left out because an object of it would train as background (--keep-doubtful keeps it)."""
+NO_OBJECT = frozenset({"side of zero", "outside the image", "side under 1 px", "duplicate"})
+"""The verdicts on labels that are understood and mark no object, so that their image can be used without them."""
 
 
 @dataclass
@@ -81,40 +94,50 @@ class DataReport:
     """Counts of everything a reader dropped or changed, with the place of each.
 
     `counts` maps a verdict ("side under 1 px", "unreadable image", ...) to how often it was given; `places` keeps the
-    first `keep` places of each as "file:line: what was found" for people to look at. The verdicts in `notes` drop
-    nothing: what they were given to is used, and people should know how.
+    first `keep` places of each as "file:line: what was found" for people to look at. `dropped_kinds` tells what each
+    verdict leaves out; those that it lacks are notes: what they were given to is used, and people should know how.
     """
 
     keep: int = 20
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
-    notes: set[str] = field(default_factory=set)
+    dropped_kinds: dict[str, Dropped] = field(default_factory=dict)
 
-    def add(self, verdict: str, place: str) -> None:
-        """Counts one `verdict` given at `place` ("file:line: what was found")."""
+    def note(self, verdict: str, place: str) -> None:
+        """Counts one `verdict` on something that is used all the same, found at `place` ("file:line: what")."""
         self.counts[verdict] += 1
         seen = self.places.setdefault(verdict, [])
         if len(seen) < self.keep:
             seen.append(_printable(place))
 
-    def note(self, verdict: str, place: str) -> None:
-        """Counts one `verdict` on something that is used all the same."""
-        self.notes.add(verdict)
-        self.add(verdict, place)
+    def drop(self, kind: Dropped, verdict: str, place: str) -> None:
+        """Counts one `verdict` on something that is left out."""
+        self.dropped_kinds[verdict] = kind
+        self.note(verdict, place)
+
+    @property
+    def notes(self) -> list[str]:
+        """The verdicts that drop nothing, in the order in which they came."""
+        return [verdict for verdict in self.counts if verdict not in self.dropped_kinds]
 
     @property
     def dropped(self) -> int:
         """How many images, annotations and files were dropped: everything counted but the notes."""
-        return sum(count for verdict, count in self.counts.items() if verdict not in self.notes)
+        return sum(self.counts[verdict] for verdict in self.dropped_kinds)
+
+    def of_kind(self, kind: Dropped) -> dict[str, int]:
+        """How often each verdict of one kind was given, most frequent first."""
+        return {verdict: n for verdict, n in self.counts.most_common() if self.dropped_kinds.get(verdict) == kind}
 
     def __bool__(self) -> bool:
         return bool(self.counts)
 
     def lines(self, places_each: int = 3) -> list[str]:
-        """One line a verdict, most frequent first, with the first `places_each` places; notes are marked."""
+        """One line a verdict with the first `places_each` places: what is left out first, then notes, which are marked;
+        both by their number."""
         lines = []
-        for verdict, count in self.counts.most_common():
-            lines.append(f"{'note: ' if verdict in self.notes else ''}{count} x {verdict}")
+        for verdict, count in sorted(self.counts.most_common(), key=lambda item: item[0] not in self.dropped_kinds):
+            lines.append(f"{'' if verdict in self.dropped_kinds else 'note: '}{count} x {verdict}")
             lines.extend(f"    {place}" for place in self.places[verdict][:places_each])
             if count > places_each:
                 lines.append(f"    and {count - places_each} more")
@@ -126,22 +149,42 @@ class SplitSource:
     """Where one split lies on disk, found but not read yet.
 
     Attributes:
-        name: the split's name: its folder's, or what follows "instances_" in a COCO json's name.
-        format: "coco", "visdrone" or "yolo".
+        name: the split's name: its folder's, or what a COCO json's name or a data.yaml calls it.
+        format: as `find_splits` knows it: "coco", "visdrone", "yolo", ...
         root: the data folder: no file outside it is read.
-        annotations: the COCO json, or the folder of txt files.
-        images: the folder of the images; None for a COCO json whose images are still to be looked for.
-        classes: the data.yaml that names the classes of YOLO labels, if there is one.
+        annotations: what holds the labels: a COCO json, a folder of txt files, or a data.yaml.
+        images: what names the images: folders, and txt files with an image a line. None for a COCO json whose images
+            are still to be looked for.
+        classes: the file that names the classes of YOLO labels, if there is one.
         also: the other formats in which the same split was found, and which were not taken.
+        notes: (verdict, place) of what people should know of how it was found, for the report.
     """
 
     name: str
     format: str
     root: Path
     annotations: Path
-    images: Path | None = None
+    images: tuple[Path, ...] | None = None
     classes: Path | None = None
     also: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a split is read.
+
+    Attributes:
+        decode: decode each image as well, and leave out those that cannot be.
+        max_pixels: larger images are left out.
+        keep_doubtful: keep images of which a label could not be understood, without that label.
+        frame_step: of a video, every so many-th frame.
+    """
+
+    decode: bool = False
+    max_pixels: int = MAX_PIXELS
+    keep_doubtful: bool = False
+    frame_step: int = 1
 
 
 @dataclass(frozen=True)

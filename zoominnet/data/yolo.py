@@ -1,43 +1,75 @@
-"""YOLO folders: `images/` and `labels/` with one txt file an image, and the `data.yaml` that names the classes.
+"""YOLO folders: images with one txt file each, and the `data.yaml` that names the classes and the splits.
 
 A line is `class x y w h`: a class number from 0, then the box's centre and sides as fractions of the image's width
-and height. Format: https://docs.ultralytics.com/datasets/detect.
+and height. `class x1 y1 x2 y2 ...` is a polygon, of which the box around it is taken; a confidence and a track id may
+stand behind either. Formats: https://docs.ultralytics.com/datasets (detect, segment, obb, pose).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from zoominnet.data.annotations import BoxCollector, number_lines, read_text_file, read_text_records
-from zoominnet.data.images import ImageError
-from zoominnet.data.records import DataError, DataReport, Split, SplitSource
+from zoominnet.data.annotations import (
+    BOX_AROUND_A_POLYGON,
+    BoxCollector,
+    LabelledImage,
+    Line,
+    box_around,
+    is_label_file,
+    number_lines,
+    pair_by_name,
+    read_text_file,
+    read_text_records,
+)
+from zoominnet.data.images import IMAGE_SUFFIXES, ImageError
+from zoominnet.data.lookup import OF_ANOTHER_MACHINE, FileIndex, leads_elsewhere, plain_name
+from zoominnet.data.records import DataError, DataReport, ReadOptions, Split, SplitSource
 
-_COLUMNS = 5
+YAML_NAMES = ("data.yaml", "data.yml")
+_BOX_FIELDS = 5
+# Nothing of an object is further from the image than the image is wide: such numbers are px, or an id, not fractions.
+_LARGEST_FRACTION = 2.0
 _MAX_CLASSES = 10_000  # without a data.yaml one slip of a pen must not make a million classes
 
 
 def find(path: Path) -> list[SplitSource]:
     """The splits that `data.yaml` names (`path` is it, or holds it), or else those that the folders show.
 
-    Without a data.yaml these are `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`;
-    `path` may also be one split's folder, holding `images/` and `labels/`, or an `images/<split>` itself.
+    A data.yaml may name, for each split, a folder of images, a txt file with an image a line, or a list of either.
+    Without one the splits are `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`, or
+    folders whose images have their txt files beside them; `path` may also be one split's folder, or an
+    `images/<split>` itself.
 
     Everything lies below the data.yaml's own folder, or, where the data.yaml itself is given and its `path:` names
     another folder, below that one: who gives a data set's folder would not expect it to send them elsewhere.
 
     Raises:
-        DataError: the data.yaml cannot be read, or names a folder that does not exist there.
+        DataError: the data.yaml cannot be read, or names something that does not exist there.
     """
     if path.is_file():
         return _find_by_yaml(path, may_lead_elsewhere=True)
-    for name in ("data.yaml", "data.yml"):
+    for name in YAML_NAMES:
         if (path / name).is_file():
             return _find_by_yaml(path / name, may_lead_elsewhere=False)
+    others = [file for file in sorted(path.glob("*.y*ml")) if _is_data_yaml(file)]
+    if len(others) == 1:
+        return _find_by_yaml(others[0], may_lead_elsewhere=False)
     return _find_by_folders(path, None)
+
+
+def _is_data_yaml(path: Path) -> bool:
+    try:
+        document = _load_yaml(path)
+    except (DataError, OSError):
+        return False
+    return "names" in document and bool(document.keys() & {"train", "val"})
 
 
 def _find_by_folders(path: Path, classes: Path | None) -> list[SplitSource]:
@@ -49,17 +81,20 @@ def _find_by_folders(path: Path, classes: Path | None) -> list[SplitSource]:
         pairs = [(images, labels)]
         if absolute.parent.name == "images":
             pairs.append((path, absolute.parents[1] / "labels" / absolute.name))
+    pairs = [(folder, split_labels) for folder, split_labels in pairs if folder.is_dir() and split_labels.is_dir()]
+    if not pairs:
+        pairs = [(folder, folder) for folder in (*_subfolders(path), *_subfolders(images)) if _labels_beside(folder)]
+        pairs = pairs or [(folder, folder) for folder in (path, images) if _labels_beside(folder)]
     return [
         SplitSource(
             name=(folder.parent if folder.name == "images" else folder).resolve().name,
             format="yolo",
-            root=absolute.parents[1] if folder == path else path,
+            root=absolute.parents[1] if folder == path and split_labels != path else path,
             annotations=split_labels,
-            images=folder,
+            images=(folder,),
             classes=classes,
         )
         for folder, split_labels in pairs
-        if folder.is_dir() and split_labels.is_dir()
     ]
 
 
@@ -67,125 +102,353 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
+def _labels_beside(folder: Path) -> bool:
+    """Whether a txt file in `folder` has the name of an image there, and the first one of these reads as YOLO's."""
+    if not folder.is_dir():
+        return False
+    names = sorted(os.listdir(folder))
+    images = {Path(name).stem for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    for name in names:
+        path = folder / name
+        if path.suffix != ".txt" or path.stem not in images or not is_label_file(path):
+            continue
+        with path.open("rb") as file:
+            fields = file.readline(4096).split()
+        if fields:
+            return len(fields) >= _BOX_FIELDS and fields[0].isdigit()
+    return False
+
+
 def _find_by_yaml(path: Path, *, may_lead_elsewhere: bool) -> list[SplitSource]:
     document = _load_yaml(path)
-    base = Path(str(document.get("path") or "."))
-    root = path.parent
-    elsewhere = not (root / base).resolve().is_relative_to(root.resolve()) and (root / base).is_dir()
-    if elsewhere and may_lead_elsewhere:
-        root, base = root / base, Path(".")
+    root, base = _base_folder(path, plain_name(str(document.get("path") or ".")), may_lead_elsewhere)
     named = {split: document[split] for split in ("train", "val", "test") if document.get(split)}
     if not named:
         return _find_by_folders(root, path)
     sources = []
     for split, value in named.items():
-        if not isinstance(value, str) or value.endswith(".txt"):
-            raise DataError(f"{path}: {split}: {value!r} is not a folder of images: name one folder")
+        entries = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise DataError(
+                f"{path}: {split}: {value!r} is not a folder of images, a txt file of images or a list of them"
+            )
+        notes: list[tuple[str, str]] = []
         try:
-            images = _images_folder(path, root, base, value)
-            sources.append(SplitSource(split, "yolo", root, _labels_folder(path, root, images), images, path))
+            images = tuple(_named_images(path, root, base, plain_name(entry), notes) for entry in entries)
+            labels = [_labels_folder(path, root, folder) for folder in images if folder.suffix != ".txt"]
         except DataError:
             if split != "test":  # often not handed on, though the data.yaml names it
                 raise
+            continue
+        annotations = labels[0] if len(images) == len(labels) == 1 else path
+        sources.append(SplitSource(split, "yolo", root, annotations, images, path, notes=tuple(notes)))
     return sources
 
 
-def _images_folder(path: Path, root: Path, base: Path, value: str) -> Path:
+def _base_folder(path: Path, named: str, may_lead_elsewhere: bool) -> tuple[Path, Path]:
+    """The data folder, and the folder in it that a data.yaml's entries are relative to.
+
+    What `path:` names is looked for beside the data.yaml and in the working folder; a path of another machine, or one
+    outside that may not be followed, is left aside: the data.yaml's own folder is meant then.
+    """
+    root = path.parent
+    for base in (root / named, Path(named)):
+        if base.is_dir():
+            if base.resolve().is_relative_to(root.resolve()):
+                return root, root / base.resolve().relative_to(root.resolve())
+            return (base if may_lead_elsewhere else root), base
+    return root, root
+
+
+def _named_images(path: Path, root: Path, base: Path, value: str, notes: list[tuple[str, str]]) -> Path:
+    """The folder or txt file that an entry of a data.yaml names; a path of another machine is noted."""
     # Exports name "../train/images" for the train/images beside the data.yaml: hence the name without "../" as well.
-    for candidate in (root / base / value, root / value, root / value.removeprefix("../")):
-        if candidate.is_dir() and candidate.resolve().is_relative_to(root.resolve()):
-            return root / candidate.resolve().relative_to(root.resolve())
-    if (root / base / value).is_dir():
-        raise DataError(
-            f"{path}: {root / base / value} lies outside {root}: give the data.yaml itself to follow its path:"
-        )
-    raise DataError(f"{path}: no folder {value!r} below {root}: correct it, relative to the data.yaml")
+    candidates = [base / value, root / value, root / value.removeprefix("../")]
+    own = len(candidates)
+    if PurePosixPath(value).is_absolute() or value[1:2] == ":":
+        parts = PurePosixPath(value).parts[1:]
+        candidates += [root.joinpath(*parts[first:]) for first in range(len(parts))]
+    real_root = root.resolve()
+    for index, candidate in enumerate(candidates):
+        usable = candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file())
+        if usable and candidate.resolve().is_relative_to(real_root):
+            if index >= own:
+                notes.append((OF_ANOTHER_MACHINE, f"{path}: {value} read as {candidate}"))
+            return root / candidate.resolve().relative_to(real_root)
+    if (base / value).exists() and not (base / value).resolve().is_relative_to(real_root):
+        raise DataError(f"{path}: {base / value} lies outside {root}: give the data.yaml itself to follow its path:")
+    raise DataError(f"{path}: no folder or txt file {value!r} below {root}: correct it, relative to the data.yaml")
 
 
 def _labels_folder(path: Path, root: Path, images: Path) -> Path:
+    """Where the txt files of a folder of images lie.
+
+    Raises:
+        DataError: nowhere; the message begins with `path`.
+    """
+    if (labels := _mirror_folder(root, images)) is not None and labels.is_dir():
+        return labels
+    if _labels_beside(images):
+        return images
+    if labels is not None:
+        raise DataError(f"{labels}: no such folder: the labels of {images} belong there, or beside the images")
+    raise DataError(
+        f"{path}: {images} holds no txt files beside images: the labels belong there, or in a folder labels/ where the "
+        "images are in one named images/"
+    )
+
+
+def _mirror_folder(root: Path, images: Path) -> Path | None:
+    """`images` with its innermost folder of the name images replaced by labels; None where it has none."""
     parts = list(images.relative_to(root).parts)
     if "images" not in parts:
-        raise DataError(f"{path}: {images} has no folder named images in it: its labels belong in labels/ beside that")
+        return None
     last = len(parts) - 1 - parts[::-1].index("images")
-    labels = root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
-    if not labels.is_dir():
-        raise DataError(f"{labels}: no such folder: the labels of {images} belong there")
-    return labels
+    return root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def read(source: SplitSource, report: DataReport, *, decode: bool, max_pixels: int) -> Split:
+def read(source: SplitSource, report: DataReport, options: ReadOptions) -> Split:
     """Reads one split. Without class names there are as many classes as the data set's labels show.
 
     Raises:
         DataError: there are no images, none of the txt files belongs to one, or the classes cannot be known.
     """
-    names = _class_names(source.classes) if source.classes is not None else None
-    if names is None:
-        names = tuple(f"class{index}" for index in range(_largest_class(source) + 1))
-        report.note("no class names", f"{source.annotations}: {len(names)} classes, from the largest number seen")
-    add_line = partial(_add_line, len(names))
+    pairs = _pairs(source, report)
+    classes = _classes(source, report)
     if source.classes is not None and not source.classes.resolve().is_relative_to(source.root.resolve()):
         report.note("data folder named by the data.yaml", f"{source.classes}: path: {source.root}")
     records = read_text_records(
-        source,
-        report,
-        decode=decode,
-        max_pixels=max_pixels,
-        separator=None,
-        columns=_COLUMNS,
-        add_line=add_line,
+        source, pairs, report, options, separator=None, columns=None, add_lines=partial(_add_lines, classes)
     )
-    return Split(source.name, records, names, tuple(range(len(names))), report, image_root=source.images)
+    return Split(source.name, records, classes.names, classes.ids, report, image_root=_image_root(source, pairs))
 
 
-def _add_line(num_classes: int, boxes: BoxCollector, numbers: list[float], place: str) -> None:
-    label, x_center, y_center, width, height = numbers
-    if label not in range(num_classes):
-        boxes.report.add("unknown class", place)
+def _pairs(source: SplitSource, report: DataReport) -> list[LabelledImage]:
+    assert source.images is not None
+    where = source.classes or source.annotations
+    index = FileIndex(source.root)
+    pairs: dict[Path, LabelledImage] = {}
+    for entry in source.images:
+        if entry.suffix == ".txt" and entry.is_file():
+            found = _listed(entry, source, index, report)
+        else:
+            labels = source.annotations if len(source.images) == 1 else _labels_folder(where, source.root, entry)
+            found = pair_by_name(entry, labels, report)
+        for pair in found:
+            if pair.image in pairs:
+                report.drop("file", "duplicate image entry", f"{entry}: {pair.image}")
+            pairs.setdefault(pair.image, pair)
+    if not any(pair.labels for pair in pairs.values()):
+        raise DataError(
+            f"{where}: none of the {len(pairs)} images of {source.name!r} has a txt file: the labels belong beside the "
+            "images, or in a folder labels/ where the images are in one named images/"
+        )
+    return [pairs[image] for image in sorted(pairs, key=Path.as_posix)]
+
+
+def _listed(path: Path, source: SplitSource, index: FileIndex, report: DataReport) -> list[LabelledImage]:
+    """The images that a txt file names, one a line: relative to it or to the data folder, or of another machine."""
+    try:
+        lines = read_text_file(path, source.root.resolve()).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8: {error}") from error
+    folders: dict[Path, Path | None] = {}
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not (name := plain_name(line.strip())):
+            continue
+        place = f"{path}:{number}: {name}"
+        image = next((folder / name for folder in (path.parent, source.root) if (folder / name).is_file()), None)
+        if image is not None and image.resolve().is_relative_to(source.root.resolve()):
+            image = source.root / image.resolve().relative_to(source.root.resolve())
+        elif leads_elsewhere(name) and (elsewhere := index.find(name)) is not None:
+            image = elsewhere[0]
+            report.note(OF_ANOTHER_MACHINE, f"{place} read as {image}")
+        else:
+            report.drop("image", "image file missing", place)
+            continue
+        if image.parent not in folders:
+            mirror = _mirror_folder(source.root, image.parent)
+            folders[image.parent] = mirror if mirror is not None and mirror.is_dir() else image.parent
+        labels = (folders[image.parent] or image.parent) / f"{image.stem}.txt"
+        found.append(LabelledImage(image, labels if os.path.lexists(labels) else None))
+    return found
+
+
+def _image_root(source: SplitSource, pairs: list[LabelledImage]) -> Path:
+    assert source.images is not None
+    if len(source.images) == 1 and source.images[0].is_dir():
+        return source.images[0]
+    return Path(os.path.commonpath([pair.image.parent for pair in pairs]))
+
+
+class _Classes(NamedTuple):
+    """The classes of a data set, and how its lines are read.
+
+    names, ids: of each label: its name, and its number in the txt files.
+    labels: the label of each number.
+    keypoints: how many numbers a pose has behind its box; 0 where the data are no poses.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    labels: Mapping[float, int]
+    keypoints: int = 0
+
+
+def _add_lines(classes: _Classes, boxes: BoxCollector, lines: Iterable[Line]) -> None:
+    labels = list(lines)
+    tracked = any(_is_tracked_box(numbers[1:]) and numbers[-1] > 1 for numbers, _ in labels)
+    polygons = any(
+        len(numbers) > 7 or (len(numbers) == 7 and not _is_tracked_box(numbers[1:])) for numbers, _ in labels
+    )
+    for numbers, place in labels:
+        if len(numbers) < _BOX_FIELDS:
+            # A file cut off mid-line can end in a class number that lost a digit, so a short line is never used.
+            boxes.leave_out(f"not {_BOX_FIELDS} fields", place)
+            continue
+        number, *values = numbers
+        if number not in classes.labels:
+            boxes.leave_out("unknown class", place)
+        elif _is_tracked_box(values) and numbers[-1] <= 1 and tracked == polygons:
+            boxes.leave_out("a triangle, or a box with a confidence and a track id", place)
+        else:
+            _add_shape(boxes, classes, classes.labels[number], values, tracked, place)
+
+
+def _is_tracked_box(values: list[float]) -> bool:
+    """Whether six numbers read as a box inside the image, a confidence and a track id; a triangle may read so too."""
+    if len(values) != 6:
+        return False
+    x, y, width, height, confidence, track = values
+    inside = all(side >= 0 and c - side / 2 >= -0.01 and c + side / 2 <= 1.01 for c, side in ((x, width), (y, height)))
+    return inside and 0 <= confidence <= 1 and _is_whole(track)
+
+
+def _is_whole(number: float) -> bool:
+    return number >= 0 and number.is_integer()
+
+
+def _add_shape(
+    boxes: BoxCollector, classes: _Classes, label: int, values: list[float], tracked: bool, place: str
+) -> None:
+    """Adds the box of the numbers behind a line's class."""
+    notes = []
+    if classes.keypoints and len(values) == 4 + classes.keypoints:
+        values = values[:4]
+        notes.append("keypoints behind the box left unread")
+    if (tracked and _is_tracked_box(values)) or (
+        len(values) >= 8 and len(values) % 2 == 0 and values[-1] > 1 and _is_whole(values[-1]) and 0 <= values[-2] <= 1
+    ):
+        values = values[:-2]
+        notes.append("confidence and track id behind the box left unread")
+    elif len(values) % 2:
+        last = values.pop()
+        if not 0 <= last <= 1 and not _is_whole(last):
+            boxes.leave_out("neither a box nor a polygon", place)
+            return
+        kind = "confidence" if last <= 1 else "track id"
+        notes.append(f"{kind} behind the box left unread")
+    if any(abs(value) > _LARGEST_FRACTION for value in values):
+        boxes.leave_out("not fractions of the image's sides", place)
         return
-    width, height = width * boxes.width, height * boxes.height
-    x, y = x_center * boxes.width - width / 2, y_center * boxes.height - height / 2
-    boxes.add(x, y, width, height, int(label), place, ignored=False)
+    if len(values) == 4:
+        x_center, y_center, width, height = values
+        width, height = width * boxes.width, height * boxes.height
+        box = (x_center * boxes.width - width / 2, y_center * boxes.height - height / 2, width, height)
+    else:
+        points = np.array(values).reshape(-1, 2)
+        notes.append("box around four corners" if len(points) == 4 else BOX_AROUND_A_POLYGON)
+        box = box_around(points * [boxes.width, boxes.height])
+    for note in notes:
+        boxes.report.note(note, place)
+    boxes.add(*box, label, place, ignored=False)
+
+
+def _classes(source: SplitSource, report: DataReport) -> _Classes:
+    document = _load_yaml(source.classes) if source.classes is not None else {}
+    named = _class_names(source.classes, document) if source.classes is not None else None
+    if named is None:
+        count = _largest_class(source) + 1
+        names, file = _names_in_classes_txt(source, count)
+        named = dict(enumerate(names))
+        where = f"from {file}" if file else "from the largest number seen"
+        verdict = "class names of a classes.txt" if file else "no class names"
+        report.note(verdict, f"{source.annotations}: {len(names)} classes, {where}")
+    shape = document.get("kpt_shape")
+    keypoints = 0
+    if isinstance(shape, list) and all(isinstance(side, int) and side > 0 for side in shape):
+        keypoints = int(np.prod(shape))
+    return _Classes(tuple(named.values()), tuple(named), {number: i for i, number in enumerate(named)}, keypoints)
 
 
 def _largest_class(source: SplitSource) -> int:
     # All splits are looked through, for train and val must agree on the classes.
     labels, real_root = source.annotations, source.root.resolve()
-    folder = labels.parent if labels.parent.name == "labels" else labels
+    if labels.is_file() or labels in (source.images or ()):
+        folder = source.root
+    else:
+        folder = labels.parent if labels.parent.name == "labels" else labels
     largest = -1
-    for path in folder.rglob("*.txt"):
+    for path in filter(is_label_file, folder.rglob("*.txt")):
         try:
             content = read_text_file(path, real_root)
         except (ImageError, OSError):  # counted where its split is read
             continue
-        for numbers, _ in number_lines(content, path, DataReport(), separator=None, columns=_COLUMNS):
-            if numbers[0] in range(_MAX_CLASSES):
+        for numbers, _ in number_lines(content, path, lambda verdict, place: None, separator=None, columns=None):
+            if len(numbers) >= _BOX_FIELDS and numbers[0] in range(_MAX_CLASSES):
                 largest = max(largest, int(numbers[0]))
     if largest < 0:
         raise DataError(f"{folder}: no labelled object and no data.yaml, so the classes are unknown: add a data.yaml")
     return largest
 
 
-def _class_names(path: Path) -> tuple[str, ...] | None:
-    document = _load_yaml(path)
-    names = document.get("names")
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(f"{path}: names: the class numbers must be 0 to {len(names) - 1}")
-        names = [names[index] for index in range(len(names))]
-    count = document.get("nc", len(names) if isinstance(names, list) else None)
+def _names_in_classes_txt(source: SplitSource, count: int) -> tuple[list[str], Path | None]:
+    """The names that LabelImg and Label Studio leave in a classes.txt, where it has a different one for each class.
+
+    Returns:
+        The names, or "class0" to "class<count - 1>"; and the file that has them.
+    """
+    real_root = source.root.resolve()
+    folders = [source.annotations, *source.annotations.parents]
+    for path in (folder / "classes.txt" for folder in folders if folder.resolve().is_relative_to(real_root)):
+        try:
+            lines = read_text_file(path, real_root).decode("utf-8-sig").splitlines()
+        except (ImageError, OSError, UnicodeDecodeError):
+            continue
+        names = [line.strip() for line in lines if line.strip()]
+        if count <= len(names) == len(set(names)):
+            return names, path
+    return [f"class{index}" for index in range(count)], None
+
+
+def _class_names(path: Path, document: dict[Any, Any]) -> dict[int, str] | None:
+    """The names of a data.yaml by their numbers, ascending; None where it has neither names nor a number of classes."""
+    names, count = document.get("names"), document.get("nc")
     if names is None and count is None:
         return None
-    if not isinstance(count, int) or not 0 < count <= _MAX_CLASSES:
+    if count is not None and (not isinstance(count, int) or not 0 < count <= _MAX_CLASSES):
         raise DataError(f"{path}: nc: {count!r} is not a number of classes from 1 to {_MAX_CLASSES}")
+    if isinstance(names, list):
+        if not names or len(names) > _MAX_CLASSES or count not in (None, len(names)):
+            raise DataError(f"{path}: names: {len(names)} names, where there must be {count or 'at least one'} (nc)")
+        names = dict(enumerate(names))
     if names is None:
-        return tuple(f"class{index}" for index in range(count))
-    if not isinstance(names, list) or len(names) != count:
-        raise DataError(f"{path}: names: not a list of {count} names (nc)")
-    texts = tuple(str(name) for name in names)
-    if twice := [name for name in texts if texts.count(name) > 1]:
+        names = {}
+    if not isinstance(names, dict) or not (names or count):
+        raise DataError(f"{path}: names: neither a list of names nor a mapping from numbers to names")
+    try:
+        texts = {int(str(number)): str(name) for number, name in names.items()}
+    except ValueError as error:
+        raise DataError(f"{path}: names: the keys must be class numbers: {error}") from error
+    if len(texts) < len(names) or any(not 0 <= number < (count or _MAX_CLASSES) for number in texts):
+        raise DataError(f"{path}: names: the class numbers must differ and be 0 to {(count or _MAX_CLASSES) - 1}")
+    for number in range(count or 0):
+        texts.setdefault(number, f"class{number}")
+    given = list(texts.values())
+    if twice := [name for name in given if given.count(name) > 1]:
         raise DataError(f"{path}: names: {twice[0]!r} is there twice: rename one, or merge them")
-    return texts
+    return dict(sorted(texts.items()))
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 import zoominnet
-from zoominnet.command import check_same_classes, open_data
+from zoominnet.command import check_same_classes, left_out_of, open_data, open_parts
 from zoominnet.config import BASIC_BLOCKS, ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
+from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
@@ -39,6 +40,7 @@ from zoominnet.models import RetinaNet, build_model, load_weights
 from zoominnet.models.weights import read_stride_in_1x1
 
 CONFIG_FILE, DATA_FILE, RESULT_FILE, LOCK_FILE = "config.json", "data.json", "result.json", ".lock"
+PARTS_FOLDER = "parts"
 RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
 """A teacher below this share of the AP it had when it was trained is reported as suspicious."""
 
@@ -110,13 +112,19 @@ class Run:
         student, _ = self._load(best)
         label = f"{config.student} + CSKD" if teacher is not None else config.student
         rows["student"] = {"label": label, **describe(student), **self._validate(student).values}
-        result = {"config": config.as_dict(), "checkpoint": str(best), "models": rows}
+        result = {
+            "config": config.as_dict(),
+            "checkpoint": str(best),
+            "left_out_images": self.left_out,
+            "models": rows,
+        }
         file = config.out / RESULT_FILE
         if self.ranks.first:
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         self.console.print(self._summary(rows))
         self.say(f"student: {best}\nresult:  {file}")
-        self.say(f"next:    {evaluation_command(config, best)}")
+        image_root = self.val.image_root if self.parts else None
+        self.say(f"next:    {evaluation_command(config, best, image_root)}")
         return result
 
     def _lock_folder(self) -> IO[str]:
@@ -153,6 +161,9 @@ class Run:
         on the disk before any checkpoint is."""
         out = self.config.out
         if self.ranks.first and not (out / CONFIG_FILE).exists():
+            for part in self.parts:
+                part_file(out, part.name).parent.mkdir(exist_ok=True)
+                write_coco(part, part_file(out, part.name), overwrite=True)
             for name, content in ((DATA_FILE, self.data), (CONFIG_FILE, self.config.as_dict())):
                 temporary = (out / name).with_suffix(".writing")
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -185,22 +196,19 @@ class Run:
         config = self.config
 
         def load(split: str, scenes: int) -> Split:
-            return open_data(
-                config.data,
-                split,
-                format=config.data_format,
-                strict=config.strict,
-                scenes=scenes,
-                scene_size=config.teacher_size,
-                seed=config.seed,
-                console=self.console,
-                images=config.images,
-                max_pixels=round(config.max_megapixels * 1e6),
-            )
+            return open_data(config, split, scenes=scenes, scene_size=config.teacher_size, console=self.console)
 
-        train = load(config.train_split, config.synthetic_images[0])
-        val = load(config.val_split, config.synthetic_images[1])
+        if config.val_fraction is not None:
+            train, val = open_parts(config, config.train_split, config.val_fraction, console=self.console)
+        else:
+            train = load(config.train_split, config.synthetic_images[0])
+            val = load(config.val_split, config.synthetic_images[1])
         check_same_classes(f"{config.data} {val.name}", val.class_names, train.class_names, train.name)
+        files = {record.path for record in train.records} - {None}
+        if shared := sum(record.path in files for record in val.records):
+            self.warn(f"{shared} of {len(val.records)} validation images are trained on too: scores will be too high")
+        self.left_out = {"training": left_out_of(train), "validation": left_out_of(val)}
+        self.parts = (train, val) if config.val_fraction is not None else ()
         self.train_set = DetectionDataset(
             train, config.teacher_size, flip=True, seed=config.seed, resize=config.resize, strict=config.strict
         )
@@ -326,7 +334,9 @@ class Run:
     def _summary(self, rows: dict[str, dict[str, Any]]) -> Table:
         """The result table: one row a model."""
         scores = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
-        title = f"COCO scores on {self.val.name} ({len(self.val.records)} images)"
+        left_out = sum(self.left_out["validation"].values())
+        more = f", {left_out} left out" if left_out else ""
+        title = f"COCO scores on {self.val.name} ({len(self.val.records)} images{more})"
         table = Table(title=title, box=rich.box.SIMPLE_HEAD)
         for column in ("model", "input px", *scores, "GFLOPs", "M params"):
             table.add_column(column, justify="left" if column == "model" else "right")
@@ -413,15 +423,31 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
     check_same_classes(what, info.class_names, class_names, config.data)
 
 
-def evaluation_command(config: TrainConfig, checkpoint: Path) -> str:
-    """The command line that measures `checkpoint` on what the run validated on."""
-    words = ["python", "-m", "zoominnet.evaluate", str(checkpoint), "--data", config.data, "--split", config.val_split]
+def part_file(out: Path, part: str) -> Path:
+    """Where a run keeps one part of its data, "train" or "val", where it divided them itself: a COCO json."""
+    return out / PARTS_FOLDER / f"instances_{part}.json"
+
+
+def evaluation_command(config: TrainConfig, checkpoint: Path, image_root: Path | None = None) -> str:
+    """The command line that measures `checkpoint` on what the run validated on.
+
+    Args:
+        image_root: the folder of the images, where the run divided its data itself and so keeps the parts.
+    """
+    words = ["python", "-m", "zoominnet.evaluate", str(checkpoint)]
+    if image_root is not None:
+        return shlex.join([*words, "--data", str(part_file(config.out, "val")), "--images", str(image_root)])
+    words += ["--data", config.data, "--split", config.val_split]
     if config.data == "synthetic":
         words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(config.seed)]
     if config.data_format != "auto":
         words += ["--data-format", config.data_format]
     if config.images is not None:
         words += ["--images", config.images]
+    if config.frame_step != 1:
+        words += ["--frame-step", str(config.frame_step)]
+    if config.keep_doubtful:
+        words += ["--keep-doubtful"]
     return shlex.join(words)
 
 

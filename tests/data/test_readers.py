@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import HEIGHT, WIDTH, assert_same_records, coco, make_image, put, shared, visdrone, yolo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pycocotools.coco import COCO
 
 from zoominnet import train
@@ -24,39 +24,9 @@ from zoominnet.data.write import write_coco
 from zoominnet.data.yolo import _add_lines as _add_yolo_lines
 from zoominnet.data.yolo import _Classes
 
-WIDTH, HEIGHT = 100, 80
-SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 NO_FILE = "no annotation file: used as an image without objects"
 EMPTY_FILE = "empty annotation file: used as an image without objects"
 OUTSIDE = "path leads outside the data folder"
-
-
-def shared(name: str) -> Path:
-    path = SHARED_DATA / name
-    if not path.is_dir():
-        pytest.skip(f"{path} is not here")
-    return path
-
-
-def make_image(path: Path, width: int = WIDTH, height: int = HEIGHT, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, height), (90, 120, 60)).save(path, **options)
-    return path
-
-
-def put(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def visdrone(folder: Path, files: dict[str, str | bytes | None]) -> Path:
-    """A VisDrone folder of 100 x 80 images by the contents of their txt files; None leaves the file out."""
-    for name, content in files.items():
-        make_image(folder / "images" / f"{name}.jpg")
-        if content is not None:
-            put(folder / "annotations" / f"{name}.txt", content)
-    return folder
 
 
 def read_line(tmp_path: Path, content: str | bytes) -> Split:
@@ -79,20 +49,6 @@ def assert_left_out_with_its_image(path: Path, split: str, verdict: str, images_
     else:
         with pytest.raises(DataError, match="no usable image: "):
             open_split(path, split)
-
-
-def assert_same_records(first: Split, second: Split) -> None:
-    assert len(first.records) == len(second.records)
-    for one, other in zip(first.records, second.records, strict=True):
-        assert (one.image_id, one.width, one.height) == (other.image_id, other.width, other.height)
-        assert one.path is not None
-        assert other.path is not None
-        assert one.path.resolve() == other.path.resolve()
-        for name in ("boxes", "labels", "ignored", "ignored_labels"):
-            a, b = getattr(one, name), getattr(other, name)
-            assert a.dtype == b.dtype
-            assert a.shape == b.shape
-            np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 def assert_valid(record: ImageRecord) -> None:
@@ -737,15 +693,6 @@ def test_nothing_there(tmp_path: Path) -> None:
 # COCO json
 
 
-def coco(path: Path, images: list[Any] | None = None, annotations: list[Any] | None = None, **keys: Any) -> Path:
-    document: dict[str, Any] = {
-        "images": [{"id": 7, "file_name": "a.jpg"}] if images is None else images,
-        "annotations": annotations or [],
-        "categories": [{"id": 5, "name": "car"}, {"id": 0, "name": "person"}],
-    }
-    return put(path, json.dumps({**document, **keys}))
-
-
 def test_coco_labels_follow_the_ids(tmp_path: Path) -> None:
     make_image(tmp_path / "images" / "a.jpg")
     boxes = [[1, 2, 3, 4], [10.5, 20.25, 30, 40]]
@@ -1070,16 +1017,6 @@ def test_generated_images_cannot_be_written(tmp_path: Path) -> None:
 
 
 # YOLO
-
-
-def yolo(root: Path, split: str, files: dict[str, str], *, split_first: bool = False) -> Path:
-    for name, content in files.items():
-        images, labels = (
-            (f"{split}/images", f"{split}/labels") if split_first else (f"images/{split}", f"labels/{split}")
-        )
-        make_image(root / images / f"{name}.jpg")
-        put(root / labels / f"{name}.txt", content)
-    return root
 
 
 def test_yolo_boxes(tmp_path: Path) -> None:

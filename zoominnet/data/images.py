@@ -133,7 +133,7 @@ def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
     if orientation in _SIDEWAYS:
         pixels = pixels.transpose(-1, -2)
     mirrored = [axis for axis, turned in ((-1, (2, 3, 6, 7)), (-2, (3, 4, 7, 8))) if orientation in turned]
-    return pixels.flip(mirrored) if mirrored else pixels.contiguous()
+    return pixels.flip(mirrored) if mirrored else pixels
 
 
 def turn_boxes_upright(boxes: np.ndarray, orientation: int, stored_size: tuple[int, int]) -> np.ndarray:

@@ -87,7 +87,8 @@ class BoxCollector:
             return
         box = tuple(np.array(clipped, dtype=np.float32).tolist())
         if box[2] - box[0] < 1 or box[3] - box[1] < 1:
-            self.leave_out("side under 1 px", place)
+            whole = min(width, height) >= 1
+            self.leave_out("under 1 px of it in the image" if whole else "side under 1 px", place)
             return
         if (box, label, ignored) in self._seen:
             self.leave_out("duplicate", place)
@@ -215,18 +216,22 @@ class LabelledImage(NamedTuple):
 def pair_by_name(images: Path, labels: Path, report: DataReport) -> list[LabelledImage]:
     """Each image in `images` and below, sorted, with the file of the same name and the suffix .txt in `labels`.
 
-    txt files in `labels` that belong to no image are counted as left out.
+    txt files in `labels` that belong to no image are counted as left out. Where `labels` is empty, no image has objects.
 
     Raises:
-        DataError: there are no images, or none of the txt files belongs to one.
+        DataError: there are no images, or none of the files in `labels` belongs to one.
     """
     names = list_images(images)
     if not names:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{images}: no image files: looked for {suffixes}; put the images of this split there")
-    label_names = {path.relative_to(labels) for path in labels.rglob("*.txt") if is_label_file(path)}
-    orphans = label_names - {name.with_suffix(".txt") for name in names}
-    if orphans == label_names:
+    label_names = {path.relative_to(labels) for path in labels.rglob("*.txt") if not path.name.startswith(".")}
+    orphans = {name for name in label_names - {name.with_suffix(".txt") for name in names} if _may_be_labels(name)}
+    if not label_names and labels != images and (other := next((f for f in labels.rglob("*") if f.is_file()), None)):
+        raise DataError(
+            f"{labels}: holds no txt files, but such as {other.name!r}: each image needs a txt file of its name"
+        )
+    if orphans and len(orphans) == sum(map(_may_be_labels, label_names)):
         raise DataError(
             f"{labels}: none of its {len(orphans)} txt files belongs to an image in {images}, "
             f"such as {str(names[0])!r}: each image needs a txt file of the same name"
@@ -237,9 +242,9 @@ def pair_by_name(images: Path, labels: Path, report: DataReport) -> list[Labelle
     return [LabelledImage(images / name, labels / txt if txt in label_names else None) for name, txt in wanted]
 
 
-def is_label_file(path: Path) -> bool:
-    """Whether the txt file at `path` is one of labels, by its name, and not a list or a readme of a labelling tool."""
-    return path.name not in _NOT_LABELS and not path.name.startswith(".") and not path.name.lower().startswith("readme")
+def _may_be_labels(path: Path) -> bool:
+    """Whether a txt file that belongs to no image may be one of labels, by its name, and is no list or readme."""
+    return path.name not in _NOT_LABELS and not path.name.lower().startswith("readme")
 
 
 def read_text_records(

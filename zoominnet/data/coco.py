@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
@@ -14,8 +15,8 @@ import numpy as np
 
 from zoominnet.data.annotations import BOX_AROUND_A_POLYGON, BoxCollector, RecordList, box_around, finite_number
 from zoominnet.data.images import OUTSIDE, ImageError, ImageHeader, inspect_images
-from zoominnet.data.lookup import OF_ANOTHER_MACHINE, FileIndex, leads_elsewhere, plain_name
-from zoominnet.data.records import ANY_CLASS, DataError, DataReport, ReadOptions, Split, SplitSource
+from zoominnet.data.lookup import OF_ANOTHER_MACHINE, FileIndex, has_upload_hash, leads_elsewhere, plain_name
+from zoominnet.data.records import ANY_CLASS, DataError, DataReport, ReadOptions, Split, SplitSource, split_kind
 
 ANY_CLASS_KEY = "any_class"
 """COCO knows no region that holds for every class: such a region is written once a class, each copy with this key."""
@@ -41,8 +42,10 @@ def find(path: Path) -> list[SplitSource]:
         root = path.parents[1] if path.parent.name == "annotations" else path.parent
         return [SplitSource(path.stem.removeprefix(_PREFIX), "coco", root, path)]
     files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob(f"{_PREFIX}*.json"))]
+    files = [file for file in files if file.is_file()]  # a named pipe would be waited for
     sources = [SplitSource(file.stem.removeprefix(_PREFIX), "coco", path, file) for file in files]
     exports = [file for pattern in (_ROBOFLOW, f"*/{_ROBOFLOW}") for file in sorted(path.glob(pattern))]
+    exports = [file for file in exports if file.is_file()]
     return sources + [SplitSource(file.parent.resolve().name, "coco", path, file) for file in exports]
 
 
@@ -67,10 +70,12 @@ def find_by_content(path: Path) -> list[SplitSource]:
 
 def _reads_as_coco(path: Path) -> bool:
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""
     except OSError:
         return False
-    return content.lstrip().startswith(b"{") and all(f'"{key}"'.encode() in content for key in _KEYS)
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") and all(
+        f'"{key}"'.encode() in content for key in _KEYS
+    )
 
 
 def read(source: SplitSource, report: DataReport, options: ReadOptions) -> Split:
@@ -172,6 +177,8 @@ def _flag(value: object) -> bool | None:
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
         return value.strip().lower() == "true"
+    if isinstance(value, float) and math.isnan(value):  # pandas' way to leave it out
+        return False
     number = _number(value)
     return None if number is None else number != 0
 
@@ -230,8 +237,8 @@ def _classes(path: Path, categories: list[Any], report: DataReport) -> tuple[dic
         raise DataError(f"{path}: categories: the list is empty: name the classes")
     numbers: dict[Id, int] = {key: key for key in names if isinstance(key, int)}
     if len(numbers) < len(names):
-        report.note("category ids that are no numbers: numbered by their place", str(path))
-        numbers = {key: place for place, key in enumerate(names, start=1)}
+        report.note("category ids that are no numbers: numbered in their order", str(path))
+        numbers = {key: place for place, key in enumerate(sorted(names, key=str), start=1)}
     in_order = sorted(names, key=numbers.__getitem__)
     return {numbers[key]: names[key] for key in in_order}, {key: label for label, key in enumerate(in_order)}
 
@@ -287,12 +294,13 @@ def _find_images(
     """
     names = list(entries)
     folder, searched = _image_folder(source, names)
-    index = FileIndex(source.root)
+    index = FileIndex(source.root, split_kind(source.name))
     paths: dict[str, Path] = {}
     guesses: defaultdict[Path, list[tuple[int, str]]] = defaultdict(list)
     for name in names:
         written = entries[name]["file_name"]
-        if folder is not None and not leads_elsewhere(name):
+        hashed = has_upload_hash(name) and folder is not None and not os.path.lexists(folder / name)
+        if folder is not None and not leads_elsewhere(name) and not hashed:
             literal = written != name and not leads_elsewhere(written) and os.path.lexists(folder / written)
             paths[name] = folder / (written if literal else name)
         elif (guess := index.find(name)) is not None:
@@ -325,10 +333,14 @@ def _image_folder(source: SplitSource, names: list[str]) -> tuple[Path | None, l
     if source.images:
         folders = list(source.images)
     else:
-        root, split = source.root, source.name
-        folders = [root / "images" / split, root / "images", root / split / "images", root / split]
-        folders += [root / split / "data", root / "data", source.annotations.parent, root]
-    inside = [name for name in names if not leads_elsewhere(name)][:_NAMES_TRIED]
+        root, beside = source.root, source.annotations.parent
+        called = [name for name in dict.fromkeys((source.name, split_kind(source.name))) if name is not None]
+        folders = [beside] if source.annotations.name == _ROBOFLOW else []
+        for name in called:
+            folders += [root / "images" / name, root / name / "images", root / name, root / name / "data"]
+        folders += [root / "images", root / "data", beside, root]
+    inside = [name for name in names if not leads_elsewhere(name)]
+    inside = inside[:: max(1, len(inside) // _NAMES_TRIED)]
     hits = {folder: sum(os.path.lexists(folder / name) for name in inside) for folder in folders}
     best = max(folders, key=hits.__getitem__)
     return (best if hits[best] else None), folders
@@ -336,7 +348,7 @@ def _image_folder(source: SplitSource, names: list[str]) -> tuple[Path | None, l
 
 def _was_labelled_as_stored(entry: dict[str, Any], header: ImageHeader) -> bool | None:
     """Whether the json's size is that of the stored pixels alone; None where it is neither that nor the upright one."""
-    given = [_number(entry.get(side)) or entry.get(side) or None for side in ("width", "height")]
+    given = [_side(entry.get(side)) for side in ("width", "height")]
 
     def fits(size: Sequence[int]) -> bool:
         return all(side in (None, actual) for side, actual in zip(given, size, strict=True))
@@ -344,6 +356,14 @@ def _was_labelled_as_stored(entry: dict[str, Any], header: ImageHeader) -> bool 
     if fits(header[:2]):
         return False
     return True if fits(header.stored_size) else None
+
+
+def _side(value: object) -> object:
+    """A side as a json gives it; None where it says nothing, as by 0, -1 or NaN."""
+    number = _number(value)
+    if number is None:
+        return None if isinstance(value, float) or not value else value
+    return number if number > 0 else None
 
 
 def _size_text(entry: dict[str, Any]) -> str:
@@ -356,7 +376,11 @@ def _size_text(entry: dict[str, Any]) -> str:
 def _annotations_by_image(
     path: Path, document: dict[str, list[Any]], report: DataReport
 ) -> defaultdict[Id, list[tuple[dict[str, Any], str]]]:
-    known_ids = {_id(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
+    entries = [entry for entry in document["images"] if isinstance(entry, dict)]
+    known_ids = {_id(entry.get("id")) for entry in entries}
+    ids_by_name = {
+        entry["file_name"]: _id(entry.get("id")) for entry in entries if isinstance(entry.get("file_name"), str)
+    }
     by_image: defaultdict[Id, list[tuple[dict[str, Any], str]]] = defaultdict(list)
     for index, annotation in enumerate(document["annotations"]):
         place = f"{path}: annotations[{index}]"
@@ -366,10 +390,15 @@ def _annotations_by_image(
         image_id, category, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
         place += f": image_id {image_id!r}, category_id {category!r}, bbox {box!r}"[:_QUOTED_CHARACTERS]
         key = _id(image_id)
+        if key not in known_ids and isinstance(image_id, str) and image_id in ids_by_name:
+            key = ids_by_name[image_id]
+            report.note("image named by its file, not by its id", place)
         if key is None or key not in known_ids:
             report.drop("label", "annotation of an unknown image", place)
         else:
             by_image[key].append((annotation, place))
+    if document["annotations"] and not by_image:
+        raise DataError(f"{path}: none of its {len(document['annotations'])} annotations belongs to one of its images")
     return by_image
 
 
@@ -418,7 +447,7 @@ def _box(annotation: dict[str, Any], boxes: BoxCollector, place: str) -> Box | N
                 boxes.report.note("number written as a string", place)
         else:
             verdict = "not a finite number"
-    if box is not None and box[2] and box[3]:
+    if box is not None and box[2] > 0 and box[3] > 0:
         return box
     segmentation = annotation.get("segmentation")
     if segmentation:

@@ -10,7 +10,7 @@ from pathlib import Path
 from zoominnet.data.images import IMAGE_SUFFIXES
 
 # How deep the files are that tell a format: Annotations/a.xml, train/labelTxt/a.txt.
-_SEARCH_DEPTH = 3
+_SEARCH_DEPTH = 4
 _FILES_OPENED = 3
 _HEAD_BYTES = 4096
 _KINDS_LISTED = 4
@@ -29,7 +29,7 @@ def recognise(path: Path) -> tuple[str, str] | None:
             "Pascal VOC (an xml file an image)",
             'supervision: sv.DetectionDataset.from_pascal_voc("IMAGES", "XMLS").as_coco("IMAGES2", "instances_train.json")',
         )
-    dota = [file for file in files if file.suffix == ".txt" and file.parent.name.startswith("labelTxt")]
+    dota = [file for file in files if file.suffix == ".txt" and file.parent.name.startswith(("labelTxt", "annfiles"))]
     if dota or any(_head(file).startswith(b"imagesource:") for file in files if file.suffix == ".txt"):
         return (
             "DOTA (labelTxt: four corners, a class name, a difficulty)",
@@ -39,7 +39,7 @@ def recognise(path: Path) -> tuple[str, str] | None:
         return "a csv, which has no fixed form", "a few lines of your own that write COCO json or YOLO txt"
     jsons = [file for file in files if file.suffix.lower() == ".json"]
     for file in jsons[:_FILES_OPENED]:
-        if b'"image_name"' in _head(file) or _is_au_air(file):
+        if _is_au_air(file):
             return (
                 "AU-AIR (annotations.json with image_name and bbox of top, left, height, width)",
                 "FiftyOne: make a sample of each image with fo.Detections, export fo.types.COCODetectionDataset",
@@ -54,7 +54,8 @@ def _is_au_air(path: Path) -> bool:
         return False
     annotations = document.get("annotations") if isinstance(document, dict) else None
     first = annotations[0] if isinstance(annotations, list) and annotations else None
-    return isinstance(first, dict) and "image_name" in first
+    boxes = first.get("bbox") if isinstance(first, dict) else None
+    return "image_name" in (first or ()) and isinstance(boxes, list) and all(isinstance(box, dict) for box in boxes)
 
 
 def _head(path: Path) -> bytes:
@@ -75,7 +76,7 @@ def _files(path: Path) -> list[Path]:
         folder = Path(directory)
         deepest = len(folder.relative_to(path).parts) == _SEARCH_DEPTH
         subfolders[:] = [] if deepest else sorted(name for name in subfolders if not name.startswith("."))
-        found += [folder / name for name in sorted(names)]
+        found += [folder / name for name in sorted(names) if not name.lower().startswith((".", "readme", "license"))]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,17 @@ VISDRONE_CLASSES = (
 MAX_PIXELS = 100_000_000
 """The largest image decoded unless the caller says otherwise: 100 megapixels are 300 MB as RGB."""
 
+SPLIT_KINDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What the words in splits' names mean."""
+
 ANY_CLASS = -1
 """The label of an ignored region that holds for every class (VisDrone's categories 0 and 11)."""
 
@@ -43,6 +55,12 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def split_kind(name: str) -> str | None:
+    """ "train", "val" or "test" where a split's name holds just one of these as a word."""
+    kinds = {SPLIT_KINDS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in SPLIT_KINDS}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _no_boxes() -> np.ndarray:
@@ -85,7 +103,7 @@ Dropped = Literal["label", "no object", "image", "file"]
 
 DOUBTFUL_IMAGE = "image with a label that could not be understood"
 """The verdict on an image left out because an object of it would train as background (--keep-doubtful keeps it)."""
-NO_OBJECT = frozenset({"side of zero", "outside the image", "side under 1 px", "duplicate"})
+NO_OBJECT = frozenset({"side of zero", "outside the image", "under 1 px of it in the image", "duplicate"})
 """The verdicts on labels that are understood and mark no object, so that their image can be used without them."""
 
 

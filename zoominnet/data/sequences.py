@@ -61,11 +61,13 @@ def read_videos(
     records = RecordList(report, options)
     first_id = 1
     for video in videos:
-        frames = {
-            int(digits[0]): video.frames / name
-            for name in list_images(video.frames)
-            if (digits := re.search(r"[0-9]+$", name.stem)) is not None
-        }
+        frames: dict[int, Path] = {}
+        for name in list_images(video.frames):
+            digits = re.search(r"[0-9]+$", name.stem)
+            if digits is None or int(digits[0]) in frames:
+                report.drop("image", "frame without a number of its own", str(video.frames / name))
+            else:
+                frames[int(digits[0])] = video.frames / name
         numbers = sorted(frames)
         ids = {number: first_id + index for index, number in enumerate(numbers)}
         first_id += len(numbers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,16 @@ from typing import Literal
 from zoominnet.data import coco, uavdt, visdrone, visdrone_vid, yolo
 from zoominnet.data.foreign import describe_contents, recognise
 from zoominnet.data.images import PILLOW_MAX_PIXELS
-from zoominnet.data.records import MAX_PIXELS, DataError, DataReport, ReadOptions, Split, SplitSource
+from zoominnet.data.records import (
+    MAX_PIXELS,
+    SPLIT_KINDS,
+    DataError,
+    DataReport,
+    ReadOptions,
+    Split,
+    SplitSource,
+    split_kind,
+)
 
 DataFormat = Literal["coco", "visdrone", "yolo", "visdrone-vid", "uavdt"]
 _Find = Callable[[Path], list[SplitSource]]
@@ -71,15 +79,6 @@ _FORMATS: dict[str, _Format] = {
         videos=True,
     ),
 }
-_KINDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def find_splits(path: str | Path, format: str | None = None) -> dict[str, SplitSource]:
@@ -128,7 +127,8 @@ def _add_splits(sources: dict[str, SplitSource], format: str, find: _Find, path:
         raise DataError(f"{error.filename or path}: {error.strerror}") from error
     preferred = dict(sources)
     for source in found:
-        same = [key for key in preferred if _same_split(key, source.name)]
+        alike = (lambda one, other: one == other) if _FORMATS[format].videos else _same_split
+        same = [key for key in preferred if alike(key, source.name)]
         for key in same:
             sources[key] = replace(sources[key], also=(*preferred[key].also, format))
         if source.name in sources and not same:
@@ -211,7 +211,7 @@ def open_split(
     report = DataReport()
     for verdict, place in source.notes:
         report.note(verdict, place)
-    if split not in sources and split_kind(source.name) != _KINDS[split.lower()]:
+    if split not in sources and split_kind(source.name) != SPLIT_KINDS[split.lower()]:
         report.note("another split taken", f"{path}: {source.name} for {split!r}, which is not there")
     if source.also:
         others = " and ".join(source.also)
@@ -235,12 +235,6 @@ def open_split(
     return replace(opened, max_pixels=max_pixels)
 
 
-def split_kind(name: str) -> str | None:
-    """ "train", "val" or "test" where a split's name holds just one of these as a word."""
-    kinds = {_KINDS[word] for word in re.findall(r"[a-z]+", name.lower()) if word in _KINDS}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
 def _same_split(name: str, other: str) -> bool:
     return name == other or (split_kind(name) is not None and split_kind(name) == split_kind(other))
 
@@ -253,10 +247,12 @@ def match_split(path: Path, split: str, sources: dict[str, SplitSource]) -> Spli
     """
     if split in sources:
         return sources[split]
-    wanted = _KINDS.get(split.lower())
+    wanted = SPLIT_KINDS.get(split.lower())
     matching = [source for name, source in sources.items() if wanted and split_kind(name) == wanted]
     if not matching and wanted == "val":
         matching = [source for name, source in sources.items() if split_kind(name) == "test"]
+    if len(images := [source for source in matching if not _FORMATS[source.format].videos]) == 1:
+        return images[0]
     if len(matching) == 1:
         return matching[0]
     found = ", ".join(f"{name} ({source.format})" for name, source in sources.items())

@@ -17,8 +17,7 @@ import yaml  # type: ignore[import-untyped]
 
 from zoominnet.data.coco import ANY_CLASS_KEY
 from zoominnet.data.images import read_image_header, turn_boxes_upright
-from zoominnet.data.records import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split
-from zoominnet.data.splits import split_kind
+from zoominnet.data.records import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split, split_kind
 from zoominnet.data.visdrone import CATEGORY_IDS
 
 ImageFiles = Literal["copy", "link", "none"]

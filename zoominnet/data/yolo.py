@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,20 +23,20 @@ from zoominnet.data.annotations import (
     LabelledImage,
     Line,
     box_around,
-    is_label_file,
     number_lines,
     pair_by_name,
     read_text_file,
     read_text_records,
 )
-from zoominnet.data.images import IMAGE_SUFFIXES, ImageError
+from zoominnet.data.images import IMAGE_SUFFIXES, ImageError, list_images
 from zoominnet.data.lookup import OF_ANOTHER_MACHINE, FileIndex, leads_elsewhere, plain_name
-from zoominnet.data.records import DataError, DataReport, ReadOptions, Split, SplitSource
+from zoominnet.data.records import DataError, DataReport, ReadOptions, Split, SplitSource, split_kind
 
 YAML_NAMES = ("data.yaml", "data.yml")
+_SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _BOX_FIELDS = 5
 # Nothing of an object is further from the image than the image is wide: such numbers are px, or an id, not fractions.
-_LARGEST_FRACTION = 2.0
+_LARGEST_FRACTION, _LARGEST_POLYGON = 2.0, 1.1
 _MAX_CLASSES = 10_000  # without a data.yaml one slip of a pen must not make a million classes
 
 
@@ -69,7 +70,7 @@ def _is_data_yaml(path: Path) -> bool:
         document = _load_yaml(path)
     except (DataError, OSError):
         return False
-    return "names" in document and bool(document.keys() & {"train", "val"})
+    return "names" in document and bool(document.keys() & set(_SPLIT_KEYS))
 
 
 def _find_by_folders(path: Path, classes: Path | None) -> list[SplitSource]:
@@ -110,7 +111,7 @@ def _labels_beside(folder: Path) -> bool:
     images = {Path(name).stem for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
     for name in names:
         path = folder / name
-        if path.suffix != ".txt" or path.stem not in images or not is_label_file(path):
+        if path.suffix != ".txt" or path.stem not in images:
             continue
         with path.open("rb") as file:
             fields = file.readline(4096).split()
@@ -122,10 +123,11 @@ def _labels_beside(folder: Path) -> bool:
 def _find_by_yaml(path: Path, *, may_lead_elsewhere: bool) -> list[SplitSource]:
     document = _load_yaml(path)
     root, base = _base_folder(path, plain_name(str(document.get("path") or ".")), may_lead_elsewhere)
-    named = {split: document[split] for split in ("train", "val", "test") if document.get(split)}
+    named = {split: document[split] for split in _SPLIT_KEYS if document.get(split)}
     if not named:
         return _find_by_folders(root, path)
     sources = []
+    missing: dict[str, DataError] = {}
     for split, value in named.items():
         entries = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, str) for entry in entries):
@@ -135,14 +137,20 @@ def _find_by_yaml(path: Path, *, may_lead_elsewhere: bool) -> list[SplitSource]:
         notes: list[tuple[str, str]] = []
         try:
             images = tuple(_named_images(path, root, base, plain_name(entry), notes) for entry in entries)
-            labels = [_labels_folder(path, root, folder) for folder in images if folder.suffix != ".txt"]
-        except DataError:
-            if split != "test":  # often not handed on, though the data.yaml names it
-                raise
+            labels = _labels_folders(path, root, images)
+        except DataError as error:  # often a data.yaml names splits that are not handed on
+            missing[split] = error
             continue
-        annotations = labels[0] if len(images) == len(labels) == 1 else path
+        annotations = path if images[0].is_file() or len(images) > 1 else labels[images[0]] or path
         sources.append(SplitSource(split, "yolo", root, annotations, images, path, notes=tuple(notes)))
-    return sources
+    if not sources:
+        raise next(iter(missing.values()))
+    guessed = [source.images for source in sources if source.notes and source.images]
+    if twice := [images for images in guessed if guessed.count(images) > 1]:
+        raise DataError(f"{path}: its paths of another machine lead to {twice[0][0]} for several splits: correct them")
+    missing.pop("test", None)  # nobody trains on it or waits for it
+    notes_of_missing = tuple(("split of the data.yaml that is not there", str(error)) for error in missing.values())
+    return [replace(source, notes=source.notes + notes_of_missing) for source in sources]
 
 
 def _base_folder(path: Path, named: str, may_lead_elsewhere: bool) -> tuple[Path, Path]:
@@ -157,27 +165,67 @@ def _base_folder(path: Path, named: str, may_lead_elsewhere: bool) -> tuple[Path
             if base.resolve().is_relative_to(root.resolve()):
                 return root, root / base.resolve().relative_to(root.resolve())
             return (base if may_lead_elsewhere else root), base
+    if leads_elsewhere(named):
+        tails = (
+            root.joinpath(*parts[first:]) for parts in [PurePosixPath(named).parts] for first in range(1, len(parts))
+        )
+        return root, next((tail for tail in tails if tail.is_dir() and _below(root, tail) is not None), root)
     return root, root
 
 
 def _named_images(path: Path, root: Path, base: Path, value: str, notes: list[tuple[str, str]]) -> Path:
     """The folder or txt file that an entry of a data.yaml names; a path of another machine is noted."""
     # Exports name "../train/images" for the train/images beside the data.yaml: hence the name without "../" as well.
+    # Others begin with the data folder's own name, or are relative to the working folder.
     candidates = [base / value, root / value, root / value.removeprefix("../")]
+    candidates += [root / value.removeprefix(f"{root.resolve().name}/"), Path(value)]
     own = len(candidates)
     if PurePosixPath(value).is_absolute() or value[1:2] == ":":
         parts = PurePosixPath(value).parts[1:]
-        candidates += [root.joinpath(*parts[first:]) for first in range(len(parts))]
-    real_root = root.resolve()
+        # The last part alone says too little: train/images and val/images would both be images.
+        candidates += [root.joinpath(*parts[first:]) for first in range(max(1, len(parts) - 1))]
     for index, candidate in enumerate(candidates):
         usable = candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file())
-        if usable and candidate.resolve().is_relative_to(real_root):
+        if usable and (found := _below(root, candidate)) is not None:
             if index >= own:
                 notes.append((OF_ANOTHER_MACHINE, f"{path}: {value} read as {candidate}"))
-            return root / candidate.resolve().relative_to(real_root)
-    if (base / value).exists() and not (base / value).resolve().is_relative_to(real_root):
-        raise DataError(f"{path}: {base / value} lies outside {root}: give the data.yaml itself to follow its path:")
+            return found
+    if (base / value).exists() and _below(root, base / value) is None:
+        raise DataError(
+            f"{path}: {base / value} lies outside {root}: give the data.yaml itself, with a path: that names the data folder"
+        )
     raise DataError(f"{path}: no folder or txt file {value!r} below {root}: correct it, relative to the data.yaml")
+
+
+def _below(root: Path, path: Path) -> Path | None:
+    """`path` as one below `root`; None where it leads elsewhere. Symbolic links in it stay, as labels/ mirrors images/
+    by name, unless it leads out of `root` and back."""
+    real_root, real = root.resolve(), path.resolve()
+    if not real.is_relative_to(real_root):
+        return None
+    plain, plain_root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    if plain.is_relative_to(plain_root) and plain.resolve() == real:
+        return root / plain.relative_to(plain_root)
+    return root / real.relative_to(real_root)
+
+
+def _labels_folders(path: Path, root: Path, images: Iterable[Path]) -> dict[Path, Path | None]:
+    """Where the txt files of each folder of images lie; a folder may lack them where another has them.
+
+    Raises:
+        DataError: none has.
+    """
+    folders: dict[Path, Path | None] = {}
+    missing: list[DataError] = []
+    for folder in (entry for entry in images if entry.is_dir()):
+        try:
+            folders[folder] = _labels_folder(path, root, folder)
+        except DataError as error:
+            folders[folder] = None
+            missing.append(error)
+    if missing and len(missing) == len(folders):
+        raise missing[0]
+    return folders
 
 
 def _labels_folder(path: Path, root: Path, images: Path) -> Path:
@@ -226,19 +274,24 @@ def read(source: SplitSource, report: DataReport, options: ReadOptions) -> Split
 def _pairs(source: SplitSource, report: DataReport) -> list[LabelledImage]:
     assert source.images is not None
     where = source.classes or source.annotations
-    index = FileIndex(source.root)
+    index = FileIndex(source.root, split_kind(source.name))
     pairs: dict[Path, LabelledImage] = {}
+    folders = _labels_folders(where, source.root, source.images) if len(source.images) > 1 else {}
     for entry in source.images:
-        if entry.suffix == ".txt" and entry.is_file():
+        labels = folders.get(entry) if folders else source.annotations
+        if entry.is_file():
             found = _listed(entry, source, index, report)
+        elif labels is None:
+            found = [LabelledImage(entry / name, None) for name in list_images(entry)]
         else:
-            labels = source.annotations if len(source.images) == 1 else _labels_folder(where, source.root, entry)
             found = pair_by_name(entry, labels, report)
         for pair in found:
             if pair.image in pairs:
                 report.drop("file", "duplicate image entry", f"{entry}: {pair.image}")
             pairs.setdefault(pair.image, pair)
-    if not any(pair.labels for pair in pairs.values()):
+    if not pairs:
+        raise DataError(f"{source.images[0]}: none of the images that it names was found below {source.root}")
+    if any(entry.is_file() for entry in source.images) and not any(pair.labels for pair in pairs.values()):
         raise DataError(
             f"{where}: none of the {len(pairs)} images of {source.name!r} has a txt file: the labels belong beside the "
             "images, or in a folder labels/ where the images are in one named images/"
@@ -258,10 +311,13 @@ def _listed(path: Path, source: SplitSource, index: FileIndex, report: DataRepor
         if not (name := plain_name(line.strip())):
             continue
         place = f"{path}:{number}: {name}"
-        image = next((folder / name for folder in (path.parent, source.root) if (folder / name).is_file()), None)
-        if image is not None and image.resolve().is_relative_to(source.root.resolve()):
-            image = source.root / image.resolve().relative_to(source.root.resolve())
-        elif leads_elsewhere(name) and (elsewhere := index.find(name)) is not None:
+        asked = (folder / name for folder in (path.parent, source.root))
+        below = (_below(source.root, candidate) for candidate in asked if candidate.is_file())
+        image = next((candidate for candidate in below if candidate is not None), None)
+        elsewhere = index.find(name) if image is None else None
+        if image is not None:
+            pass
+        elif elsewhere is not None and (leads_elsewhere(name) or elsewhere[1] > 1):
             image = elsewhere[0]
             report.note(OF_ANOTHER_MACHINE, f"{place} read as {image}")
         else:
@@ -320,9 +376,14 @@ def _is_tracked_box(values: list[float]) -> bool:
     """Whether six numbers read as a box inside the image, a confidence and a track id; a triangle may read so too."""
     if len(values) != 6:
         return False
-    x, y, width, height, confidence, track = values
-    inside = all(side >= 0 and c - side / 2 >= -0.01 and c + side / 2 <= 1.01 for c, side in ((x, width), (y, height)))
-    return inside and 0 <= confidence <= 1 and _is_whole(track)
+    confidence, track = values[4:]
+    return _is_inside(values[:4]) and 0 <= confidence <= 1 and _is_whole(track)
+
+
+def _is_inside(box: list[float]) -> bool:
+    """Whether four numbers read as centre and sides of a box that lies in the image, but for rounding."""
+    x, y, width, height = box
+    return all(side >= 0 and c - side / 2 >= -0.01 and c + side / 2 <= 1.01 for c, side in ((x, width), (y, height)))
 
 
 def _is_whole(number: float) -> bool:
@@ -334,22 +395,26 @@ def _add_shape(
 ) -> None:
     """Adds the box of the numbers behind a line's class."""
     notes = []
-    if classes.keypoints and len(values) == 4 + classes.keypoints:
+    pose = 4 + classes.keypoints if classes.keypoints else 0
+    if pose and len(values) in (pose, pose + 1, pose + 2):
         values = values[:4]
         notes.append("keypoints behind the box left unread")
-    if (tracked and _is_tracked_box(values)) or (
+    elif pose and len(values) > 6:
+        boxes.leave_out("not the keypoints that kpt_shape says", place)
+        return
+    elif (tracked and _is_tracked_box(values)) or (
         len(values) >= 8 and len(values) % 2 == 0 and values[-1] > 1 and _is_whole(values[-1]) and 0 <= values[-2] <= 1
     ):
         values = values[:-2]
         notes.append("confidence and track id behind the box left unread")
     elif len(values) % 2:
         last = values.pop()
-        if not 0 <= last <= 1 and not _is_whole(last):
-            boxes.leave_out("neither a box nor a polygon", place)
+        if not (0 <= last <= 1 or _is_whole(last)) or (len(values) == 4 and not _is_inside(values)):
+            boxes.leave_out("neither a box nor a polygon", place)  # or a polygon cut off in the middle
             return
         kind = "confidence" if last <= 1 else "track id"
         notes.append(f"{kind} behind the box left unread")
-    if any(abs(value) > _LARGEST_FRACTION for value in values):
+    if any(abs(value) > (_LARGEST_FRACTION if len(values) == 4 else _LARGEST_POLYGON) for value in values):
         boxes.leave_out("not fractions of the image's sides", place)
         return
     if len(values) == 4:
@@ -386,11 +451,13 @@ def _largest_class(source: SplitSource) -> int:
     # All splits are looked through, for train and val must agree on the classes.
     labels, real_root = source.annotations, source.root.resolve()
     if labels.is_file() or labels in (source.images or ()):
-        folder = source.root
+        folder, pattern = source.root, "**/*.txt"
+    elif labels.name == "labels" and labels.parent != source.root:
+        folder, pattern = source.root, "*/labels/**/*.txt"
     else:
-        folder = labels.parent if labels.parent.name == "labels" else labels
+        folder, pattern = labels.parent if labels.parent.name == "labels" else labels, "**/*.txt"
     largest = -1
-    for path in filter(is_label_file, folder.rglob("*.txt")):
+    for path in folder.glob(pattern):
         try:
             content = read_text_file(path, real_root)
         except (ImageError, OSError):  # counted where its split is read

@@ -298,11 +298,9 @@ def _find_images(
     paths: dict[str, Path] = {}
     guesses: defaultdict[Path, list[tuple[int, str]]] = defaultdict(list)
     for name in names:
-        written = entries[name]["file_name"]
         hashed = has_upload_hash(name) and folder is not None and not os.path.lexists(folder / name)
         if folder is not None and not leads_elsewhere(name) and not hashed:
-            literal = written != name and not leads_elsewhere(written) and os.path.lexists(folder / written)
-            paths[name] = folder / (written if literal else name)
+            paths[name] = folder / name
         elif (guess := index.find(name)) is not None:
             guesses[guess[0]].append((guess[1], name))
     taken = {path.resolve() for path in paths.values()} if guesses else set()

@@ -34,7 +34,7 @@ def find_folders(path: Path, images: str, format: str) -> list[SplitSource]:
     folders = []
     for directory, subfolders, _ in os.walk(path):
         folder = Path(directory)
-        if (folder / images).is_dir() and any((folder / "annotations").glob("*.txt")):
+        if (folder / images).is_dir() and any((folder / "annotations").rglob("*.txt")):
             folders.append(folder)
         deepest = len(folder.relative_to(path).parts) == _SEARCH_DEPTH
         subfolders[:] = [] if deepest else sorted(n for n in subfolders if n not in _OWN_FOLDERS and n[0] != ".")

@@ -134,13 +134,14 @@ def write_visdrone(splits: Sequence[Split], folder: Path, *, image_files: ImageF
     Labels are of the upright images. Ignored regions have a score of 0, and the category 0 where they hold for any class.
 
     Args:
-        splits: of classes that are VisDrone's.
+        splits: whose boxes are all of classes that are VisDrone's.
         folder, image_files: as `write_yolo`.
 
     Raises:
-        DataError: as `write_yolo`, or a class is not VisDrone's.
+        DataError: as `write_yolo`, or a box is of a class that is not VisDrone's.
     """
-    unknown = [name for split in splits for name in split.class_names if name not in VISDRONE_CLASSES]
+    used = {split.class_names[label] for split in splits for label in _labels_of(split) if label != ANY_CLASS}
+    unknown = sorted(used - set(VISDRONE_CLASSES))
     if unknown:
         raise DataError(f"{folder}: VisDrone's format has no class {unknown[0]!r}, only {', '.join(VISDRONE_CLASSES)}")
     names = _folder_names(splits)
@@ -150,6 +151,10 @@ def write_visdrone(splits: Sequence[Split], folder: Path, *, image_files: ImageF
             _write_text_split(split, root / name / "images", root / name / "annotations", _visdrone_lines, image_files)
 
     _write_folder(folder, fill)
+
+
+def _labels_of(split: Split) -> set[int]:
+    return {int(label) for record in split.records for label in (*record.labels, *record.ignored_labels)}
 
 
 def _folder_names(splits: Sequence[Split]) -> list[str]:
@@ -222,10 +227,10 @@ def _yolo_lines(split: Split, record: ImageRecord) -> Iterable[str]:
 
 
 def _visdrone_lines(split: Split, record: ImageRecord) -> Iterable[str]:
-    category_of = [CATEGORY_IDS[VISDRONE_CLASSES.index(name)] for name in split.class_names]
+    category_of = dict(zip(VISDRONE_CLASSES, CATEGORY_IDS, strict=True))
     for boxes, labels, score in ((record.boxes, record.labels, 1), (record.ignored, record.ignored_labels, 0)):
         for box, label in zip(boxes.astype(np.float64), labels, strict=True):
-            category = 0 if label == ANY_CLASS else category_of[label]
+            category = 0 if label == ANY_CLASS else category_of[split.class_names[label]]
             corner_and_sides = (*box[:2].tolist(), *(box[2:] - box[:2]).tolist())
             yield ",".join(
                 [

@@ -71,6 +71,29 @@ def test_pixels_and_header_are_upright(tmp_path: Path, suffix: str, orientation:
         np.testing.assert_array_equal(array_of(unturned), stored)
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_tiffs_of_other_modes_are_upright(tmp_path: Path, mode: str, orientation: int) -> None:
+    """Pillow garbles some of these where it maps them into memory."""
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8)).convert(mode)
+    stored = upright if (method := _BACK[orientation]) is None else upright.transpose(method)
+    path = tmp_path / "a.tiff"
+    stored.save(path, tiffinfo={0x0112: orientation})
+    assert read_image_header(path)[:2] == (33, 20)
+    np.testing.assert_array_equal(array_of(decode_image(path)), np.asarray(upright.convert("RGB")))
+    np.testing.assert_array_equal(array_of(decode_image(path, as_stored=True)), np.asarray(stored.convert("RGB")))
+
+
+def test_an_orientation_in_xmp_alone(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    image = Image.fromarray(draw_scene())
+    for name, options in (("a.jpg", {"xmp": xmp}), ("a.webp", {"xmp": xmp}), ("a.tiff", {"tiffinfo": {700: xmp}})):
+        image.save(tmp_path / name, **options)
+        assert read_image_header(tmp_path / name)[:2] == (300, 400)
+        assert decode_image(tmp_path / name).shape == (3, 400, 300)
+        assert decode_image(tmp_path / name, as_stored=True).shape == (3, 300, 400)
+
+
 def test_a_drone_s_jpeg_with_a_preview_is_turned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

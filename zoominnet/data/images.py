@@ -199,7 +199,8 @@ def decode_image(path: Path, *, as_stored: bool = False, max_pixels: int = MAX_P
 def _decode_with_pillow(path: Path) -> Tensor:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImageError(f"{path}: not decoded while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: leave it False")
-    with Image.open(path, formats=_PILLOW_FORMATS) as image:
+    # Not by its name: Pillow maps such a file into memory, and then garbles TIFFs (L, P, RGBA, CMYK) that lie sideways.
+    with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
         if image.mode.startswith("I;16"):
             gray = (np.asarray(image) >> 8).astype(np.uint8)
             pixels = np.repeat(gray[:, :, None], 3, axis=2)

@@ -568,8 +568,11 @@ def test_users_errors_are_one_line(
     assert main([*first, *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"zoominnet.{command}: ")
-    assert message in error
-    assert error.count("\n") == 1
+    first_line, *layouts = error.splitlines()
+    assert message in first_line
+    # Below the line of a data folder that cannot be placed stand the layouts that were looked for.
+    assert (layouts != []) == (options[-2:] in (["--data", "folder"], ["check", "folder"]))
+    assert all(line.startswith("  ") for line in layouts)
     assert main([*first, *options, "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 

@@ -73,9 +73,11 @@ def test_what_a_folder_without_a_data_set_holds(
     assert max(map(len, more)) < 120
 
 
-def test_a_csv_given_itself(tmp_path: Path) -> None:
+def test_a_file_given_itself(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a csv, which has no fixed form"):
         find_splits(put(tmp_path / "labels.csv", "image,x,y"))
+    with pytest.raises(DataError, match=r"annotations\.json: this is AU-AIR"):
+        open_split(put(tmp_path / "annotations.json", json.dumps(AU_AIR)), "annotations")
 
 
 def test_labels_of_another_kind_in_a_folder_of_labels_never_become_background(tmp_path: Path) -> None:

@@ -209,6 +209,17 @@ def test_txt_files_beside_their_images(tmp_path: Path, layout: str) -> None:
     assert only_path(tmp_path, "train").resolve() == (tmp_path / layout / "a.jpg").resolve()
 
 
+def test_two_data_yamls_of_which_none_is_called_so(tmp_path: Path) -> None:
+    yolo(tmp_path, "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    for name in ("a.yaml", "b.yaml"):
+        put(tmp_path / name, "train: images/train\nnames: [car]")
+    split = open_split(tmp_path, "train")
+    assert split.class_names == ("class0",)
+    (place,) = split.report.places["several data.yaml, none of them read: give the right one"]
+    assert place.endswith("a.yaml, b.yaml")
+    assert open_split(tmp_path / "b.yaml", "train").class_names == ("car",)
+
+
 def test_a_list_of_folders_of_which_one_has_no_labels(tmp_path: Path) -> None:
     yolo(tmp_path, "train", LINE)
     make_image(tmp_path / "images" / "background" / "c.jpg")

@@ -222,6 +222,10 @@ def open_split(
     options = ReadOptions(check_images == "decode", max_pixels, keep_doubtful, frame_step)
     try:
         opened = format_of_it.read(source, report, options)
+    except DataError:
+        if source.annotations == Path(path).absolute():
+            _refuse_foreign(source.annotations)
+        raise
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror}") from error
     drops = [f"{places[0]}: {verdict}" for verdict, places in report.places.items() if verdict in report.dropped_kinds]

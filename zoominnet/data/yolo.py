@@ -62,7 +62,12 @@ def find(path: Path) -> list[SplitSource]:
     others = [file for file in sorted(path.glob("*.y*ml")) if _is_data_yaml(file)]
     if len(others) == 1:
         return _find_by_yaml(others[0], may_lead_elsewhere=False)
-    return _find_by_folders(path, None)
+    sources = _find_by_folders(path, None)
+    if others:
+        place = f"{path}: {', '.join(file.name for file in others)}"
+        note = ("several data.yaml, none of them read: give the right one", place)
+        sources = [replace(source, notes=(note,)) for source in sources]
+    return sources
 
 
 def _is_data_yaml(path: Path) -> bool:

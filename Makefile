@@ -20,8 +20,9 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: $(STAMP)
 	$(BIN)/python -m zoominnet.train --profile demo $(if $(wildcard runs/demo/config.json),--resume)
 
+# Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The long fault tests, which `make test` leaves out.
 soak: $(STAMP)

@@ -37,10 +37,12 @@ measure, report, shapes = load("measure"), load("report"), load("shapes")
 
 def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The tiny benchmarks on the CPU, with torch.compile turned off, since compiling takes minutes."""
+    # pytest-benchmark measures nothing where it finds pytest-xdist at work.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tiny", "--device", "cpu", *options],
         cwd=ROOT,
-        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", **environment},
+        env={**inherited, "TORCHDYNAMO_DISABLE": "1", **environment},
         capture_output=True,
         text=True,
     )

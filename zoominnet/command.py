@@ -205,20 +205,23 @@ def open_data(options: DataOptions, split: str, *, scenes: int, scene_size: int,
             raise DataError(f"--synthetic-images: {scenes} is over {MAX_SCENES}")
         opened = SyntheticScenes(scenes, size=scene_size, seed=options.seed, split=split).split()
     else:
-        opened = open_split(
-            options.data,
-            split,
-            strict=options.strict,
-            format=wanted_format(options),
-            images=options.images,
-            max_pixels=round(options.max_megapixels * 1e6),
-            keep_doubtful=options.keep_doubtful,
-            frame_step=options.frame_step,
-        )
+        opened = _open_files(options, split)
     _print_counts(opened, split, console)
-    for line in opened.report.lines():
-        console.print(f"  {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    _print_report(opened, console)
     return opened
+
+
+def _open_files(options: DataOptions, split: str) -> Split:
+    return open_split(
+        options.data,
+        split,
+        strict=options.strict,
+        format=wanted_format(options),
+        images=options.images,
+        max_pixels=round(options.max_megapixels * 1e6),
+        keep_doubtful=options.keep_doubtful,
+        frame_step=options.frame_step,
+    )
 
 
 def open_parts(options: DataOptions, split: str, fraction: float, *, console: Console) -> tuple[Split, Split]:
@@ -237,14 +240,11 @@ def open_parts(options: DataOptions, split: str, fraction: float, *, console: Co
         raise DataError("--val-fraction: synthetic scenes have two splits; leave it out, or give --data")
     found = find_splits(options.data, wanted_format(options))
     name = split if len(found) > 1 else next(iter(found))
-    whole = open_data(options, name, scenes=0, scene_size=0, console=console)
-    seen = sum(whole.report.counts.values())
+    whole = _open_files(options, name)
     train, val = divide_split(whole, fraction, options.seed)
-    for part in (train, val):
+    for part in (whole, train, val):
         _print_counts(part, part.name, console)
-    if sum(train.report.counts.values()) > seen:
-        verdict = train.report.notes[-1]
-        console.print(f"  {verdict}; {train.report.places[verdict][0]}", style="yellow", highlight=False, markup=False)
+    _print_report(whole, console)
     return train, val
 
 
@@ -258,6 +258,11 @@ def _print_counts(split: Split, asked: str, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _print_report(split: Split, console: Console) -> None:
+    for line in split.report.lines():
+        console.print(f"  {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def left_out_of(split: Split) -> dict[str, int]:

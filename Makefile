@@ -20,9 +20,10 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: $(STAMP)
 	$(BIN)/python -m zoominnet.train --profile demo $(if $(wildcard runs/demo/config.json),--resume)
 
-# Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn.
+# Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn. Threads of one process
+# that wait are not to spin on the cores that the other needs.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The long fault tests, which `make test` leaves out.
 soak: $(STAMP)

@@ -74,7 +74,7 @@ def test_a_video_without_labels_and_lines_that_make_no_sense(tmp_path: Path) -> 
         DOUBTFUL_IMAGE: 2,
         "annotation of an unknown frame": 1,
         "frame without a number of its own": 1,
-        "video without a readable annotation file": 1,
+        "video without a readable annotation file": 5,  # frames
     }
 
 
@@ -121,6 +121,15 @@ def test_uavdt_without_its_list_of_splits(tmp_path: Path) -> None:
     uavdt(tmp_path / "UAVDT", attributes=False)
     assert list(find_splits(tmp_path / "UAVDT")) == ["UAVDT"]
     assert len(open_split(tmp_path / "UAVDT", "UAVDT").records) == 6
+
+
+def test_a_video_of_uavdt_without_labels_is_said(tmp_path: Path) -> None:
+    uavdt(tmp_path)
+    make_image(tmp_path / "UAV-benchmark-M" / "M0999" / "img000001.jpg")
+    split = open_split(tmp_path, "train")
+    assert split.report.places["video without a file of labels: not read"] == [
+        str(tmp_path / "UAV-benchmark-M" / "M0999")
+    ]
 
 
 def test_frames_are_of_videos_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

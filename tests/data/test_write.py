@@ -133,6 +133,24 @@ def test_a_failing_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [entry.name for entry in full.iterdir()] == ["mine.txt"]
 
 
+def test_hard_links_to_what_a_symbolic_link_leads_to(tmp_path: Path) -> None:
+    yolo(tmp_path / "from", "train", {"a": "0 0.5 0.5 0.1 0.1"})
+    image = tmp_path / "from" / "images" / "train" / "a.jpg"
+    image.rename(tmp_path / "from" / "real.jpg")
+    image.symlink_to("../../real.jpg")
+    write_yolo([open_split(tmp_path / "from", "train")], tmp_path / "to", image_files="link")
+    assert not (tmp_path / "to" / "images" / "train" / "a.jpg").is_symlink()
+    assert len(open_split(tmp_path / "to", "train", check_images="decode", strict=True).records) == 1
+
+
+def test_a_split_that_a_data_yaml_cannot_name_is_refused(tmp_path: Path) -> None:
+    yolo(tmp_path / "from", "train", {"a": ""})
+    yolo(tmp_path / "from", "extra", {"b": "0 0.5 0.5 0.1 0.1"})
+    splits = [open_split(tmp_path / "from", name) for name in ("train", "extra")]
+    with pytest.raises(DataError, match=r"split 'extra' is neither train, val nor test: choose one by --split"):
+        write_yolo(splits, tmp_path / "to")
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize("to", ["yolo", "visdrone"])
 def test_real_images_read_back_bit_equal(tmp_path: Path, to: str) -> None:

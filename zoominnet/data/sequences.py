@@ -71,12 +71,13 @@ def read_videos(
         numbers = sorted(frames)
         ids = {number: first_id + index for index, number in enumerate(numbers)}
         first_id += len(numbers)
+        used = numbers[:: options.frame_step]
         try:
             entries = _entries(video, frames.keys(), real_root, report)
         except (ImageError, OSError) as error:
-            report.drop("file", "video without a readable annotation file", f"{video.frames}: {error}")
+            for number in used:
+                report.drop("image", "video without a readable annotation file", f"{frames[number]}: {error}")
             continue
-        used = numbers[:: options.frame_step]
         paths = [frames[number] for number in used]
         headers = inspect_images(paths, source.root, decode=options.decode, max_pixels=options.max_pixels)
         for number, path, header in zip(used, paths, headers, strict=True):

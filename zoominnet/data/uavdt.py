@@ -43,11 +43,14 @@ def search(path: Path) -> list[SplitSource]:
     if labels is None:
         return []
     labelled = [name for name in sorted(folders) if (labels / f"{name}{_LABELS}").is_file()]
+    notes = [
+        ("video without a file of labels: not read", str(folders[n])) for n in sorted(folders) if n not in labelled
+    ]
     by_split: dict[str, list[Path]] = {}
     for name in labelled:
         by_split.setdefault(split_of.get(name, path.resolve().name), []).append(folders[name])
     return [
-        SplitSource(split, "uavdt", root=path, annotations=labels, images=tuple(videos))
+        SplitSource(split, "uavdt", root=path, annotations=labels, images=tuple(videos), notes=tuple(notes))
         for split, videos in sorted(by_split.items(), reverse=True)
     ]
 

@@ -115,6 +115,9 @@ def write_yolo(splits: Sequence[Split], folder: Path, *, image_files: ImageFiles
     kinds = [split_kind(split.name) for split in splits]
     if twice := [kind for kind in kinds if kind is not None and kinds.count(kind) > 1]:
         raise DataError(f"{folder}: two splits are called {twice[0]}: choose one by --split")
+    if None in kinds and any(kinds):  # a data.yaml can name no such split, so that it would not be found again
+        other = splits[kinds.index(None)].name
+        raise DataError(f"{folder}: split {other!r} is neither train, val nor test: choose one by --split")
 
     def fill(root: Path) -> None:
         for split, name in zip(splits, names, strict=True):
@@ -202,7 +205,7 @@ def _write_text_split(
         if image_files == "copy":
             shutil.copyfile(record.path, images / name)
         elif image_files == "link":
-            os.link(record.path, images / name)
+            os.link(record.path.resolve(), images / name)  # of a symbolic link, what it leads to
 
 
 def _as_seen(record: ImageRecord) -> ImageRecord:

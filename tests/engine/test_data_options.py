@@ -100,7 +100,7 @@ def test_one_split_is_divided_and_the_parts_are_kept(
     measured = json.loads(scores.read_text())["scores"]["direct"]["COCO"]
     trained = json.loads((tmp_path / "run" / "result.json").read_text())["models"]["student"]
     assert measured["images"] == len(parts["val"].records)
-    assert measured["AP"] == pytest.approx(trained["AP"], abs=1e-9)
+    assert measured["boxes"] == trained["boxes"] == sum(len(record.boxes) for record in parts["val"].records)
     again = [(tmp_path / "run" / "parts" / f"instances_{name}.json").read_bytes() for name in ("train", "val")]
     assert tiny_train(*QUICK, *divided, "--resume") == 0
     assert [(tmp_path / "run" / "parts" / f"instances_{n}.json").read_bytes() for n in ("train", "val")] == again

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoominnet.kernels import available_backends, upsample_nearest2x
-from zoominnet.models.head import phase_weight
+from zoominnet.models.heads.retina import phase_weight
 
 BATCH, CHANNELS = 2, 256
 SIDES = (64, 32, 16, 8, 4)

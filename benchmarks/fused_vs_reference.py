@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from zoominnet import train
 from zoominnet.engine.checkpoint import list_checkpoints
+from zoominnet.train import main as train_main
 
 TOLERANCE = 1e-5
 """Relative, of each loss of each step. The distillation loss is a float32 sum taken in two orders, which differ by some
@@ -95,7 +95,7 @@ def main() -> int:
     extra = {"reference": [], "fused": ["--fused-kernels", "--verify-kernels", "1"]}
     with tempfile.TemporaryDirectory() as folder:
         for name, more in extra.items():
-            if (status := train.main([*options, *more, "--out", f"{folder}/{name}"])) != 0:
+            if (status := train_main([*options, *more, "--out", f"{folder}/{name}"])) != 0:
                 return status
         found = compare(Path(folder, "reference"), Path(folder, "fused"))
     commit = subprocess.run(

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMON = (
     "--profile demo --deterministic --synthetic-images 16 4 --workers 0 --image-size 128 --batch-size 2 --log-every 1 "
     "--device cpu"
-).split()
+)
 CASES = {
     "snet": "--student snet --fused-kernels",
     "la": "--student la --fused-kernels",
@@ -43,9 +43,13 @@ CASES = {
 
 def train(tree: Path, options: str, steps: int, out: Path) -> None:
     """One run of the `zoominnet` in `tree`."""
-    command = [sys.executable, "-m", "zoominnet.train", *COMMON, "--max-steps", str(steps), *options.split()]
+    command = [sys.executable, "-m", "zoominnet.train", *COMMON.split(), "--max-steps", str(steps), *options.split()]
     done = subprocess.run(
-        [*command, "--out", str(out)], env={**os.environ, "PYTHONPATH": str(tree)}, cwd=tree, capture_output=True, text=True
+        [*command, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        cwd=tree,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{tree}: {options}: {done.stderr.strip() or done.stdout.strip()}")
@@ -60,8 +64,8 @@ def outcome(out: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
         for file in ("model", "optimizer"):
             found = load_file(checkpoint / f"{file}.safetensors")
             tensors |= {f"{phase.name} {checkpoint.name} {file} {name}": tensor for name, tensor in found.items()}
-        for line in (phase / "metrics.jsonl").read_text().splitlines():
-            lines.append({"phase": phase.name, **json.loads(line)})
+        log = (phase / "metrics.jsonl").read_text().splitlines()
+        lines += [{"phase": phase.name, **json.loads(line)} for line in log]
     return tensors, lines
 
 
@@ -113,7 +117,7 @@ def main() -> int:
         "date": datetime.date.today().isoformat(),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
-        "common_options": " ".join(COMMON),
+        "common_options": COMMON,
         "steps": options.steps,
         "before": base,
         "after": head,

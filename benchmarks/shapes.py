@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoominnet.data import ResizeGeometry, open_split
 from zoominnet.kernels import AnchorGrid, akdp_mask
-from zoominnet.models.retinanet import base_anchors
+from zoominnet.models.anchors import base_anchors
 
 VISDRONE = Path(__file__).resolve().parents[2] / "shared" / "data" / "visdrone-mini"
 TYPICAL = 54

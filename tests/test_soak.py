@@ -14,8 +14,8 @@ import pytest
 import torch
 from devices import on_gpu
 
-from zoominnet import train
 from zoominnet.engine.trainer import Phase
+from zoominnet.train import main as train_main
 
 OPTIONS = [
     *("--profile", "demo", "--synthetic-images", "8", "2", "--image-size", "64", "--batch-size", "1"),
@@ -39,7 +39,7 @@ OPTIONS = [
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A teacher of one step."""
     out = tmp_path_factory.mktemp("teacher")
-    assert train.main([*OPTIONS, "--max-steps", "1", "--teacher-epochs", "1", "--workers", "0", "--out", str(out)]) == 0
+    assert train_main([*OPTIONS, "--max-steps", "1", "--teacher-epochs", "1", "--workers", "0", "--out", str(out)]) == 0
     return str(out / "teacher")
 
 
@@ -78,7 +78,7 @@ def test_f25_steps_leave_no_tensor_and_no_file_behind(
     seen = watch_steps(monkeypatch, count)
     options = ["--teacher", teacher, "--synthetic-images", str(images), "2", "--epochs", str(epochs)]
     options += ["--workers", "1", "--device", device]
-    assert train.main([*OPTIONS, *options, "--out", str(tmp_path / "run")]) == 0
+    assert train_main([*OPTIONS, *options, "--out", str(tmp_path / "run")]) == 0
     assert len(seen) == images * epochs
     # The third step of each epoch is compared; the first epochs build what is kept.
     tensors, allocated, files = zip(*seen[2::images][2:], strict=True)
@@ -98,7 +98,7 @@ def test_f25_two_thousand_steps(teacher: str, tmp_path: Path, monkeypatch: pytes
     seen = watch_steps(monkeypatch, lambda: (process.memory_info().rss / 2**20, open_files()))
     # epochs of 100 steps, so that loaders, validations and checkpoints come and go as well
     options = ["--teacher", teacher, "--synthetic-images", "100", "2", "--epochs", "20", "--workers", str(workers)]
-    assert train.main([*OPTIONS, *options, "--checkpoint-every", "50", "--out", str(tmp_path / "run")]) == 0
+    assert train_main([*OPTIONS, *options, "--checkpoint-every", "50", "--out", str(tmp_path / "run")]) == 0
     memory, files = np.array(seen[500:]).T
     assert len(memory) == 1500
     slope, file_slope = (np.polyfit(np.arange(1500) / 100, values, 1)[0] for values in (memory, files))

@@ -6,21 +6,65 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from zoominnet.data import DataFormat
-from zoominnet.distill import DistillOptions
+from zoominnet.distill import LOSSES, DistillOptions
+from zoominnet.distill.masks import MASKS
+from zoominnet.distill.pairs import SITES
 from zoominnet.errors import UserError
-from zoominnet.models.head import LaPredictor
+from zoominnet.models import ARCHITECTURES, STUDENTS, TEACHER, LaPredictor
+from zoominnet.models.architectures import SIZE_DIVISOR
+from zoominnet.models.assign import ASSIGNERS
+from zoominnet.models.backbones import BACKBONES
+from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
+from zoominnet.models.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from zoominnet.models.necks import NECKS
+from zoominnet.rules import (
+    FROM_0_BELOW_1,
+    NOT_NEGATIVE,
+    OVER_0_BELOW_1,
+    POSITIVE,
+    Rule,
+    at_least,
+    at_most,
+    beside_fields,
+    check_fields,
+    multiple_of,
+    option,
+)
 
-BASIC_BLOCKS = ("resnet18", "resnet34")
-"""Backbones without bottlenecks."""
 LARGEST_FLOAT32 = 3.4e38
 MAX_IMAGE_SIZE = 1 << 14
 """Side of a model's input, px, beyond which a file is not believed."""
 MAX_WORKERS, MAX_SECONDS = 1024, 1_000_000
 """Beyond them it is a slip: the machine could not start the one, nor its clocks hold the other."""
+MAY_CHANGE = object()
+"""Beside an option that does not change what a run computes: --resume takes another value."""
 Profile = Literal["paper", "repo", "wang2019", "demo"]
+AtLeast1 = Annotated[int, at_least(1)]
+AtLeast1OrNone = Annotated[int | None, at_least(1)]
+
+if TYPE_CHECKING:
+    Student: TypeAlias = str
+    Backbone: TypeAlias = str
+    Neck: TypeAlias = str
+    Assigner: TypeAlias = str
+    ClassificationLoss: TypeAlias = str
+    BoxLoss: TypeAlias = str
+    DistillLoss: TypeAlias = str
+    DistillSite: TypeAlias = str
+    MaskBoxes: TypeAlias = str
+else:  # an entry of a dictionary is a choice of its option
+    Student = Literal[tuple(STUDENTS)]
+    Backbone = Literal[tuple(BACKBONES)]
+    Neck = Literal[tuple(NECKS)]
+    Assigner = Literal[tuple(ASSIGNERS)]
+    ClassificationLoss = Literal[tuple(CLASSIFICATION_LOSSES)]
+    BoxLoss = Literal[tuple(BOX_LOSSES)]
+    DistillLoss = Literal[tuple(LOSSES)]
+    DistillSite = Literal[tuple(SITES)]
+    MaskBoxes = Literal[tuple(MASKS)]
 
 
 class ConfigError(UserError):
@@ -45,7 +89,7 @@ class TrainConfig:
     """Name of the split to train on."""
     val_split: str = "val"
     """Name of the split to validate on."""
-    val_fraction: float | None = None
+    val_fraction: Annotated[float | None, OVER_0_BELOW_1] = None
     """Divide --train-split (or the only split) into a part to train on and this share to validate on, by --seed, whole
     scenes or videos on one side where the names tell them. Both parts are written to the run's folder."""
     strict: bool = False
@@ -53,11 +97,14 @@ class TrainConfig:
     keep_doubtful: bool = False
     """Use images of which a label could not be understood, without that label: its object trains as background. Else
     they are left out and counted."""
-    frame_step: int = 1
+    frame_step: AtLeast1 = 1
     """Use every so many-th frame of videos (VisDrone VID and MOT, UAVDT)."""
-    max_megapixels: float = 100.0
+    max_megapixels: Annotated[float, POSITIVE] = 100.0
     """Leave out images of more megapixels, before they are decoded; at most 178."""
-    synthetic_images: tuple[int, int] = (1000, 100)
+    synthetic_images: Annotated[tuple[int, int], Rule(lambda counts: min(counts) >= 1, "are not both at least 1")] = (
+        1000,
+        100,
+    )
     """Scenes to draw for training and validation with --data synthetic."""
     resize: Literal["squash", "letterbox"] = "squash"
     """How images become square. squash: as the paper (keep_ratio=False); letterbox: keep the aspect, pad."""
@@ -65,27 +112,35 @@ class TrainConfig:
     """Ignored regions in training. drop: their objects count as background, as the paper; honour: anchors more than
     half inside train nothing."""
 
-    student: Literal["snet", "la", "fa-thin", "fa"] = "fa"
+    student: Student = "fa"
     """Student architecture (paper, Table 3)."""
     la_predictor: LaPredictor = "phase"
     """How `la` predicts from its towers. plain: convolve the upsampled map, as the paper. phase: the same values but for
     rounding, from the small map, with 2.25 times fewer multiply-adds. The weights are the same."""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone: Backbone = "resnet50"
     """Backbone of teacher and student (paper: ResNet-50)."""
+    neck: Neck = "fpn"
+    """What makes the pyramid of teacher and student (paper: FPN)."""
     weights: str = "imagenet"
     """Initial weights: a .safetensors/.pth file, "imagenet" or "coco" (torchvision's, downloaded), a torchvision enum's
     name, or "none". Paper: ImageNet; repo: COCO RetinaNet."""
     stride_in_1x1: bool | None = None
     """Bottlenecks stride in their 1x1 convolution, as Caffe-style weights need. None: as the weights file says, else
     False (torchvision)."""
-    frozen_stages: int = 1
+    frozen_stages: Annotated[int, Rule(lambda count: 0 <= count <= 4, "is not in 0..4")] = 1
     """Freeze the stem and so many ResNet stages (repo: 1); 0 with --weights none."""
     norm_eval: bool = True
     """Keep BatchNorm in evaluation mode while training (repo: True); False with --weights none."""
-    channels: int = 256
+    channels: AtLeast1 = 256
     """Channels of the pyramid and the head towers (paper: 256)."""
-    image_size: int = 512
+    image_size: Annotated[int, at_least(1), at_most(MAX_IMAGE_SIZE // 2), multiple_of(SIZE_DIVISOR)] = 512
     """Side of the student's input, px; the teacher's is twice that (paper: 512)."""
+    assigner: Assigner = "max-iou"
+    """Which box an anchor is trained on (paper: max-iou, positive from 0.5, background below 0.4)."""
+    classification_loss: ClassificationLoss = "focal"
+    """Loss of the classes (paper: focal, alpha 0.25, gamma 2)."""
+    box_loss: BoxLoss = "l1"
+    """Loss of the boxes (paper: l1)."""
 
     distill: bool = True
     """Learn from the teacher; --no-distill trains the student alone."""
@@ -93,90 +148,112 @@ class TrainConfig:
     """"train" trains a teacher first, or the run folder, checkpoint or .safetensors file of a trained one."""
     check_teacher: bool = True
     """Measure and print the teacher's AP on the validation split before distillation starts."""
-    lambda_distill: float = 0.01
+    lambda_distill: Annotated[float, NOT_NEGATIVE] = 0.01
     """Weight of the distillation loss (paper, Eq. 21); 0 is exactly --no-distill."""
-    distill_at: Literal["fpn", "tower"] = "fpn"
+    distill_losses: Annotated[
+        dict[DistillLoss, float],
+        Rule(lambda factors: len(factors) > 0 and min(factors.values()) > 0, "are not losses with positive factors"),
+    ] = dataclasses.field(default_factory=lambda: {"pa-l2": 1.0})
+    """The distillation losses that are added, each times its factor and --lambda-distill (paper: pa-l2 alone)."""
+    distill_at: DistillSite = "fpn"
     """Compare the pyramid's outputs or the head towers' outputs."""
-    mask_threshold: Literal["adaptive", "adaptive-nonzero"] | float = "adaptive"
+    mask_threshold: Annotated[
+        Literal["adaptive", "adaptive-nonzero"] | float,
+        Rule(lambda factor: isinstance(factor, str) or 0 < factor < 1, "is not in (0, 1)"),
+    ] = "adaptive"
     """AKDP threshold: "adaptive" (paper, Eq. 15), "adaptive-nonzero" (mean and std over overlapping pairs only), or a
     factor in (0, 1) (wang2019: 0.5)."""
     mask_scope: Literal["level", "all", "per_gt"] = "level"
     """Mean and std of AKDP over one level, over all levels together, or over one level for each box alone."""
-    mask_boxes: Literal["all", "best-level"] = "all"
+    mask_boxes: MaskBoxes = "all"
     """Every box makes a mask at every level, or only at the level where it fits an anchor best."""
     distill_channels: Literal["sum", "mean"] = "sum"
     """Reduction of the squared difference over the channels (paper, Eq. 20: sum)."""
     distill_levels: Literal["sum", "mean"] = "sum"
     """Reduction of the distillation loss over the levels."""
-    distill_divisor: float = 1.0
+    distill_divisor: Annotated[float, POSITIVE] = 1.0
     """The loss is divided by this times the number of masked positions (paper, Eq. 21: 1; wang2019: 2)."""
-    distill_warmup_steps: int = 0
+    distill_warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
     """Steps over which the distillation weight rises from 0 (paper: none; wang2019: 400)."""
 
-    epochs: int = 20
+    epochs: AtLeast1 = 20
     """Epochs of the student (paper: 20)."""
-    teacher_epochs: int | None = None
+    teacher_epochs: AtLeast1OrNone = None
     """Epochs of the teacher with --teacher train. None: as --epochs."""
-    max_steps: int | None = None
+    max_steps: AtLeast1OrNone = None
     """Stop each training phase after so many optimiser steps. None: run all epochs."""
-    batch_size: int = 4
+    batch_size: AtLeast1 = 4
     """Images of an optimiser step, over all processes (paper: 4). The learning rate is not scaled with it."""
-    lr: float = 0.01
+    lr: Annotated[float, POSITIVE] = 0.01
     """Learning rate of SGD (paper: 0.01 at batch size 4)."""
-    momentum: float = 0.9
+    momentum: Annotated[float, FROM_0_BELOW_1] = 0.9
     """Momentum of SGD (paper: 0.9)."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
     """Weight decay (repo: 0.0001; the paper prints 0.01, which its frozen BatchNorm could not absorb)."""
-    warmup_steps: int = 500
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 500
     """Steps of linear warm-up (paper: 500); at most a tenth of the run."""
-    warmup_lr: float = 1e-3
+    warmup_lr: Annotated[float, NOT_NEGATIVE] = 1e-3
     """Learning rate at the start of the warm-up (paper: 0.001; repo: 0.00001)."""
-    decay_at: tuple[float, ...] = (0.35, 0.75)
+    decay_at: Annotated[
+        tuple[float, ...],
+        Rule(
+            lambda shares: all(0 < share <= 1 for share in shares) and list(shares) == sorted(shares),
+            "are not ascending shares in (0, 1]",
+        ),
+    ] = (0.35, 0.75)
     """Shares of the run at which the learning rate falls (paper: after epochs 7 and 15 of 20)."""
-    decay_factor: float = 0.2
+    decay_factor: Annotated[float, POSITIVE] = 0.2
     """Factor at each fall (paper: 0.2; repo: 0.1)."""
-    clip_grad_norm: float | None = None
+    clip_grad_norm: Annotated[float | None, POSITIVE] = None
     """Largest norm of the gradient; None: no limit."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; losses, IoU and accumulations stay in float32. fp16 needs a GPU."""
 
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE, Rule(lambda seed: seed < 2**63, "is not below 2**63")] = 0
     """Seed of initial weights, order of the images, flips and synthetic scenes."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms, so that two runs on one machine end bit-equal."""
-    device: str = "auto"
+    device: Annotated[str, MAY_CHANGE] = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
-    workers: int = 2
+    workers: Annotated[int, NOT_NEGATIVE, at_most(MAX_WORKERS), MAY_CHANGE] = 2
     """Processes that read images, for each that trains; 0 reads in the training process."""
-    loader_timeout: float = 300.0
+    loader_timeout: Annotated[float, POSITIVE, at_most(MAX_SECONDS), MAY_CHANGE] = 300.0
     """Seconds to wait for the next images of the --workers before the run stops with an error."""
-    rank_timeout: float = 60.0
+    rank_timeout: Annotated[float, POSITIVE, at_most(MAX_SECONDS), MAY_CHANGE] = 60.0
     """Seconds that a process waits for the others in a step before it gives up (training by torchrun)."""
     fused_kernels: bool = False
     """Use the fast kernels (native or triton) and stop if one cannot run here; else the plain PyTorch reference."""
-    verify_kernels: int = 0
+    verify_kernels: Annotated[int, NOT_NEGATIVE, MAY_CHANGE] = 0
     """With --fused-kernels, repeat every kernel call of the first so many batches of teacher and student (on --resume:
     of what is left) by the reference, and stop on a difference. The trained weights are the same. 0: off."""
 
-    val_images: int | None = None
+    val_images: AtLeast1OrNone = None
     """Validate on the first so many images of the split only. None: all."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, at_least(1), MAY_CHANGE] = 500
     """Steps between checkpoints, besides the one at each epoch's end."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, at_least(1), MAY_CHANGE] = 2
     """Newest checkpoints to keep, besides the best."""
-    log_every: int = 10
+    log_every: AtLeast1 = 10
     """Steps between lines of metrics.jsonl."""
-    out: Path = Path("runs/train")
+    out: Annotated[Path, MAY_CHANGE] = Path("runs/train")
     """Folder of the run."""
-    resume: bool = False
+    resume: Annotated[bool, MAY_CHANGE] = False
     """Go on with the run in --out from its newest whole checkpoint."""
-    debug: bool = False
+    debug: Annotated[bool, MAY_CHANGE] = False
     """Show the traceback of an error."""
+
+    def input_size(self, model: str) -> int:
+        """Side of the input of one of `ARCHITECTURES` in this run, px."""
+        return self.image_size * ARCHITECTURES[self.student].input_divisor // ARCHITECTURES[model].input_divisor
 
     @property
     def teacher_size(self) -> int:
-        """Side of the teacher's input, px."""
-        return 2 * self.image_size
+        """Side of the teacher's input, px, at which images are read."""
+        return self.input_size(TEACHER)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("out", Path), ("synthetic_images", tuple), ("decay_at", tuple)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
 
     @property
     def uses_teacher(self) -> bool:
@@ -185,6 +262,7 @@ class TrainConfig:
     def distill_options(self) -> DistillOptions:
         return DistillOptions(
             weight=self.lambda_distill,
+            losses=self.distill_losses,
             at=self.distill_at,
             threshold=self.mask_threshold,
             scope=self.mask_scope,
@@ -201,74 +279,22 @@ class TrainConfig:
         Raises:
             ConfigError: naming the option.
         """
-        for name in (
-            "image_size",
-            "channels",
-            "epochs",
-            "batch_size",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "frame_step",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least 1")
-        for name in ("teacher_epochs", "max_steps", "val_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')}: {value} is not at least 1")
-        if min(self.synthetic_images) < 1:
-            raise ConfigError(f"--synthetic-images: {self.synthetic_images} are not both at least 1")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and abs(value) > LARGEST_FLOAT32:
-                raise ConfigError(f"--{field.name.replace('_', '-')}: {value} is not finite in float32")
-        if not 0 <= self.frozen_stages <= 4:
-            raise ConfigError(f"--frozen-stages: {self.frozen_stages} is not in 0..4")
-        if self.stride_in_1x1 and self.backbone in BASIC_BLOCKS:
+                raise ConfigError(f"{option(field.name)}: {value} is not finite in float32")
+        check_fields(self, ConfigError)
+        if self.stride_in_1x1 and self.backbone not in WITH_BOTTLENECKS:
             raise ConfigError(
-                f"--stride-in-1x1 True: {self.backbone} has no bottlenecks; leave it out, or choose resnet50 or resnet101"
+                f"--stride-in-1x1 True: {self.backbone} has no bottlenecks; leave it out, or choose "
+                f"{' or '.join(WITH_BOTTLENECKS)}"
             )
-        for name in (
-            "seed",
-            "workers",
-            "verify_kernels",
-            "warmup_steps",
-            "distill_warmup_steps",
-            "lambda_distill",
-            "weight_decay",
-            "warmup_lr",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
-        for name in ("lr", "distill_divisor", "decay_factor", "loader_timeout", "rank_timeout", "max_megapixels"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive")
-        for name, most in (
-            ("image_size", MAX_IMAGE_SIZE // 2),
-            ("workers", MAX_WORKERS),
-            ("loader_timeout", MAX_SECONDS),
-            ("rank_timeout", MAX_SECONDS),
-        ):
-            if getattr(self, name) > most:
-                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} is over {most}")
-        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
-            raise ConfigError(f"--val-fraction: {self.val_fraction} is not over 0 and below 1")
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed: {self.seed} is not below 2**63")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"--momentum: {self.momentum} is not in [0, 1)")
-        if self.image_size % 32:
-            raise ConfigError(f"--image-size: {self.image_size} is not a multiple of 32")
-        if self.student == "la" and self.uses_teacher and self.image_size % 128:
+        multiple = ARCHITECTURES[self.student].distill_size_multiple
+        if self.uses_teacher and self.image_size % multiple:
             raise ConfigError(
-                f"--image-size: {self.image_size} is not a multiple of 128, as distillation into 'la' needs: twice its "
-                "deepest map must be the teacher's"
+                f"--image-size: {self.image_size} is not a multiple of {multiple}, as distillation into "
+                f"{self.student!r} needs: twice its deepest map must be the teacher's"
             )
-        if isinstance(self.mask_threshold, float) and not 0 < self.mask_threshold < 1:
-            raise ConfigError(f"--mask-threshold: {self.mask_threshold} is not in (0, 1)")
-        if any(not 0 < share <= 1 for share in self.decay_at) or list(self.decay_at) != sorted(self.decay_at):
-            raise ConfigError(f"--decay-at: {self.decay_at} are not ascending shares in (0, 1]")
         if self.mask_scope == "all" and self.mask_boxes == "best-level":
             raise ConfigError("--mask-scope all and --mask-boxes best-level exclude each other; choose one")
         if self.verify_kernels and not self.fused_kernels:
@@ -276,8 +302,14 @@ class TrainConfig:
                 f"--verify-kernels {self.verify_kernels}: without --fused-kernels there is nothing to compare with the "
                 "reference; add --fused-kernels or leave out --verify-kernels"
             )
-        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
-            raise ConfigError(f"--clip-grad-norm: {self.clip_grad_norm} is not positive")
+
+    def changes_from(self, begun: TrainConfig) -> list[str]:
+        """The options that a run which began with others must not change, each with both values."""
+        return [
+            f"{option(name)} (was {getattr(begun, name)}, is {getattr(self, name)})"
+            for name, beside in beside_fields(self)
+            if MAY_CHANGE not in beside and getattr(begun, name) != getattr(self, name)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, in the order of the fields."""

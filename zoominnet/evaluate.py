@@ -30,8 +30,10 @@ from zoominnet.evaluation import (
     measure_latency,
 )
 from zoominnet.models import RetinaNet
+from zoominnet.rules import FROM_0_BELOW_1, Rule, at_least, at_most, check_fields
 
 COCO_DETECTIONS, VISDRONE_DETECTIONS = 100, 500
+POSITIVE_FINITE = Rule(lambda value: 0 < value < math.inf, "is not positive and finite")
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class EvaluateConfig:
     keep_doubtful: bool = False
     """Measure on images of which a label could not be understood, without that label. Else they are left out and counted
     in the result."""
-    frame_step: int = 1
+    frame_step: Annotated[int, at_least(1)] = 1
     """Use every so many-th frame of videos (VisDrone VID and MOT, UAVDT)."""
-    max_megapixels: float = 100.0
+    max_megapixels: Annotated[float, POSITIVE_FINITE] = 100.0
     """Leave out images of more megapixels, before they are decoded; at most 178."""
-    synthetic_images: int = 100
+    synthetic_images: Annotated[int, at_least(1)] = 100
     """Scenes to draw with --data synthetic."""
-    seed: int = 0
+    seed: Annotated[int, at_least(0)] = 0
     """Seed of the synthetic scenes: that of the training run, to see the same ones."""
     images: str | None = None
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
@@ -70,22 +72,26 @@ class EvaluateConfig:
     """coco: AP at 100 detections an image, as the paper. visdrone: the VisDrone-DET toolkit's rules, 500 detections."""
     coco_regions: Literal["background", "ignore"] = "background"
     """What ignored regions are under the COCO protocol: background, as in published scores, or ignored."""
-    score_threshold: float = 0.05
+    score_threshold: Annotated[float, FROM_0_BELOW_1] = 0.05
     """Detections below this score are left out (paper's configurations: 0.05)."""
-    batch_size: int = 1
+    batch_size: Annotated[int, at_least(1)] = 1
     """Images at a time."""
-    workers: int = 2
+    workers: Annotated[int, at_least(0), at_most(MAX_WORKERS)] = 2
     """Processes that read images."""
-    loader_timeout: float = 300.0
+    loader_timeout: Annotated[float, POSITIVE_FINITE, at_most(MAX_SECONDS)] = 300.0
     """Seconds to wait for the next images of the --workers before stopping with an error."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
-    latency_repeats: int = 20
+    latency_repeats: Annotated[int, at_least(0)] = 20
     """Timed predictions of one image; 0 measures no latency."""
     json: Annotated[Path | None, tyro.conf.arg(name="json")] = None
     """Also write the result to this file."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        object.__setattr__(self, "json", None if self.json is None else Path(self.json))
 
     def check(self) -> None:
         """Refuses values that no evaluation can use.
@@ -93,34 +99,32 @@ class EvaluateConfig:
         Raises:
             UserError: naming the option.
         """
-        for name, least in (
-            ("synthetic_images", 1),
-            ("frame_step", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-            ("workers", 0),
-            ("latency_repeats", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not at least {least}")
-        for name in ("loader_timeout", "max_megapixels"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not positive and finite")
-        for name, most in (("workers", MAX_WORKERS), ("loader_timeout", MAX_SECONDS)):
-            if getattr(self, name) > most:
-                raise UserError(f"--{name.replace('_', '-')}: {getattr(self, name)} is over {most}")
-        if not 0 <= self.score_threshold < 1:
-            raise UserError(f"--score-threshold: {self.score_threshold} is not in [0, 1)")
+        check_fields(self)
         if self.json is not None and not self.json.parent.is_dir():
             raise UserError(f"--json {self.json}: there is no folder {self.json.parent}; make it, or name another file")
+        if self.json is not None and self.json.exists():
+            raise UserError(f"--json {self.json}: exists already; name another file")
 
 
-def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
-    """Measures a model.
+def evaluate(config: EvaluateConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Measures a trained model: COCO and VisDrone scores, GFLOPs, parameters, latency.
+
+    Args:
+        config: which model, on which data, how.
+        console: where to print tables and progress; None is standard output, ``Console(quiet=True)`` nowhere.
 
     Returns:
-        JSON-ready: the model, its cost, and the scores of each input path and protocol.
+        JSON-ready: the model, its "cost", and "scores" by input path and protocol.
+
+    Raises:
+        UserError: an option, a file or data that cannot be used.
+
+    Example:
+        >>> result = zoominnet.evaluate(zoominnet.EvaluateConfig("runs/fa", data="DATA", protocol="coco"))
+        >>> result["scores"]["direct"]["coco"]["AP_S"]
     """
+    config.check()
+    console = console or make_console()
     device = choose_device(config.device)
     model, info = load_model(
         config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
@@ -133,7 +137,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         config,
         config.split,
         scenes=config.synthetic_images,
-        scene_size=model.image_size * (1 if model.name == "teacher" else 2),
+        scene_size=model.image_size * model.architecture.input_divisor,
         console=console,
     )
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
@@ -174,6 +178,9 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
             f"{latency['median_ms']:.1f} ms (10 % {latency['p10_ms']:.1f}, 90 % {latency['p90_ms']:.1f})",
         )
     console.print(table)
+    if config.json is not None:
+        config.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        console.print(f"result: {config.json}", highlight=False, markup=False)
     return result
 
 
@@ -226,18 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.errors)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m zoominnet.evaluate", description=__doc__)
-    console = make_console()
-
-    def job() -> None:
-        config.check()
-        if config.json is not None and config.json.exists():
-            raise UserError(f"--json {config.json}: exists already; name another file")
-        result = evaluate(config, console)
-        if config.json is not None:
-            config.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            console.print(f"result: {config.json}", highlight=False, markup=False)
-
-    return run_command("zoominnet.evaluate", job, debug=config.debug)
+    return run_command("zoominnet.evaluate", lambda: evaluate(config), debug=config.debug)
 
 
 if __name__ == "__main__":

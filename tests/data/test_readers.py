@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from zoominnet import train
 from zoominnet.data import ANY_CLASS, VISDRONE_CLASSES, DataError, ImageRecord, Split, find_splits, open_split
 from zoominnet.data import __main__ as data_command
 from zoominnet.data.annotations import BoxCollector, number_lines
@@ -23,6 +22,7 @@ from zoominnet.data.visdrone import _add_lines
 from zoominnet.data.write import write_coco
 from zoominnet.data.yolo import _add_lines as _add_yolo_lines
 from zoominnet.data.yolo import _Classes
+from zoominnet.train import main as train_main
 
 NO_FILE = "no annotation file: used as an image without objects"
 EMPTY_FILE = "empty annotation file: used as an image without objects"
@@ -505,7 +505,7 @@ def test_f09_strict_training_names_the_file_and_line(tmp_path: Path, capsys: pyt
     for name in ("train", "val"):
         visdrone(tmp_path / "data" / name, {"a": "1,2,3,4,1,1,0,0\n1,2,3,0,1,1,0,0"})
     options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none", "--device", "cpu"]
-    assert train.main([*options, "--strict"]) == 2
+    assert train_main([*options, "--strict"]) == 2
     captured = capsys.readouterr()
     place = tmp_path / "data" / "train" / "annotations" / "a.txt"
     assert captured.err.startswith(f"zoominnet.train: {place}:2: 1,2,3,0,1,1,0,0: side of zero: the first of 1 ")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from zoominnet.distill import Distiller, DistillOptions
-from zoominnet.models import RetinaNet, build_model
+from zoominnet.models import Outputs, RetinaNet, build_model
 
 SIZE = 128
 BOXES = [
@@ -50,10 +50,10 @@ def test_loss_equals_its_definition(name: str, threshold: str | float) -> None:
     distiller = Distiller(student, teacher, DistillOptions(threshold=threshold))
     images = torch.rand(2, 3, 2 * SIZE, 2 * SIZE)
     features = student.eval().features(torch.nn.functional.avg_pool2d(images, 2))
-    teacher_maps = distiller.teacher_maps(images)
+    teacher_outputs = distiller.teacher_outputs(images)
     grids = student.anchor_grids
-    out = distiller(distiller.maps(student, features, None), teacher_maps, grids, BOXES)
-    for level, (s, t, grid) in enumerate(zip(features, teacher_maps, grids, strict=True)):
+    out = distiller(Outputs(features), teacher_outputs, grids, BOXES)
+    for level, (s, t, grid) in enumerate(zip(features, teacher_outputs.features, grids, strict=True)):
         s64, t64 = s.detach().double().numpy(), t.double().numpy()
         if name == "la":
             s64 = s64.repeat(2, axis=2).repeat(2, axis=3)
@@ -90,7 +90,7 @@ def test_teacher_stays_frozen_and_out_of_the_student() -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     images = torch.rand(1, 3, 2 * SIZE, 2 * SIZE)
     features = student.features(torch.nn.functional.avg_pool2d(images, 2))
-    out = distiller(features, distiller.teacher_maps(images), student.anchor_grids, BOXES[:1])
+    out = distiller(Outputs(features), distiller.teacher_outputs(images), student.anchor_grids, BOXES[:1])
     out.loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())  # BatchNorm statistics too
@@ -114,7 +114,7 @@ def test_named_options(options: dict[str, object], check: object) -> None:
     for extra in ({}, options):
         distiller = Distiller(student, teacher, DistillOptions(**extra))
         features = student.features(torch.nn.functional.avg_pool2d(images, 2))
-        outs.append(distiller(features, distiller.teacher_maps(images), student.anchor_grids, BOXES))
+        outs.append(distiller(Outputs(features), distiller.teacher_outputs(images), student.anchor_grids, BOXES))
     got, want = check(*outs)
     assert got == pytest.approx(want, rel=1e-5)
 
@@ -127,9 +127,8 @@ def test_tower_compares_both_towers() -> None:
     with torch.no_grad():
         features = student.features(torch.nn.functional.avg_pool2d(images, 2))
         towers = student.head.towers(features)
-        out = distiller(
-            distiller.maps(student, features, towers), distiller.teacher_maps(images), student.anchor_grids, BOXES[:1]
-        )
+        teacher_outputs = distiller.teacher_outputs(images)
+        out = distiller(Outputs(features, towers), teacher_outputs, student.anchor_grids, BOXES[:1])
         large = teacher.head.towers(teacher.features(images))
     mask = naive_mask(student.anchor_grids[0].boxes(), BOXES[0])[None]
     expected = sum(naive_loss(towers[i][0].double().numpy(), large[i][0].double().numpy(), mask) for i in (0, 1))
@@ -179,7 +178,7 @@ def test_no_boxes_at_all_is_zero_and_in_the_graph() -> None:
     distiller = Distiller(student, teacher, DistillOptions())
     images = torch.rand(1, 3, 2 * SIZE, 2 * SIZE)
     features = student.features(torch.nn.functional.avg_pool2d(images, 2))
-    out = distiller(features, distiller.teacher_maps(images), student.anchor_grids, [torch.zeros(0, 4)])
+    out = distiller(Outputs(features), distiller.teacher_outputs(images), student.anchor_grids, [torch.zeros(0, 4)])
     assert float(out.loss) == 0
     out.loss.backward()
     assert float(student.fpn.output["p3"].weight.grad.abs().max()) == 0

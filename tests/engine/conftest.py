@@ -8,8 +8,8 @@ import pytest
 import torch
 from fault_runs import QUICK, TinyRun, digest, small_backbone
 
-from zoominnet import train
-from zoominnet.models import backbone
+from zoominnet.models.backbones import resnet
+from zoominnet.train import main as train_main
 
 TINY = [
     "--profile",
@@ -45,7 +45,7 @@ def tiny_train(tmp_path: Path) -> Train:
     """`tiny_train("--option", ..., out="name")` trains in tmp_path/name and returns the exit status."""
 
     def run(*options: str, out: str = "run") -> int:
-        return train.main([*TINY, *options, "--out", str(tmp_path / out)])
+        return train_main([*TINY, *options, "--out", str(tmp_path / out)])
 
     return run
 
@@ -54,7 +54,7 @@ def tiny_train(tmp_path: Path) -> Train:
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a teacher for `tiny_train`, barely trained."""
     run = tmp_path_factory.mktemp("teacher") / "run"
-    assert train.main([*TINY, "--no-check-teacher", "--max-steps", "1", "--out", str(run)]) == 0
+    assert train_main([*TINY, "--no-check-teacher", "--max-steps", "1", "--out", str(run)]) == 0
     return str(run / "teacher")
 
 
@@ -97,6 +97,6 @@ def quick_whole(quick_whole_on: Callable[[str], dict[str, str]]) -> dict[str, st
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small backbone of fault_runs.py, in this process, and one thread for it."""
-    monkeypatch.setitem(backbone.BACKBONES, "resnet18", backbone.BACKBONES["resnet18"])
+    monkeypatch.setitem(resnet.RESNETS, "resnet18", resnet.RESNETS["resnet18"])
     small_backbone()
     torch.set_num_threads(1)

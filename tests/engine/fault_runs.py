@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from zoominnet import train
 from zoominnet.engine.checkpoint import MODEL, OPTIMIZER, STATE, newest_checkpoint
-from zoominnet.models import backbone
+from zoominnet.models.backbones import resnet
+from zoominnet.train import main as train_main
 
 TINY = [
     "--profile",
@@ -86,7 +86,7 @@ class _Stage(nn.Module):
 
 def small_backbone() -> None:
     """Puts the small ResNet into the place of resnet18."""
-    backbone.BACKBONES["resnet18"] = lambda weights=None: ResNet(_Stage, [1, 1, 1, 1])  # type: ignore[arg-type]
+    resnet.RESNETS["resnet18"] = lambda weights=None: ResNet(_Stage, [1, 1, 1, 1])  # type: ignore[arg-type]
 
 
 def _train(arguments: list[str], output: Path, hook: Hook | None) -> None:
@@ -99,7 +99,7 @@ def _train(arguments: list[str], output: Path, hook: Hook | None) -> None:
     small_backbone()
     if hook is not None:
         hook()
-    sys.exit(train.main(arguments))
+    sys.exit(train_main(arguments))
 
 
 class TinyRun:
@@ -206,16 +206,16 @@ def slow_validation(marker: Path) -> None:
 
 def slow_writing(marker: Path) -> None:
     """Leaves `marker` when a checkpoint is being written, which takes at least 1 s."""
-    from zoominnet.engine import checkpoint
+    from zoominnet.engine.checkpoint import format
 
-    write = checkpoint._write_files
+    write = format._write_files
 
     def slow(*arguments: Any) -> None:
         marker.touch()
         time.sleep(1)
         write(*arguments)
 
-    checkpoint._write_files = slow
+    format._write_files = slow
 
 
 def hang(step: int, marker: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ranks for the tests: train.main in several processes, with faults; also a script for torchrun.
+"""Ranks for the tests: train_main in several processes, with faults; also a script for torchrun.
 
     torchrun ... tests/engine/rank_jobs.py FAULTS OPTION...
 
@@ -27,12 +27,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from zoominnet import train
 from zoominnet.data import Batch, open_split
 from zoominnet.engine import run, trainer
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.distributed import PATIENCE, Ranks, _init_process_group, join_ranks
 from zoominnet.engine.inference import predict_split
+from zoominnet.train import main as train_main
 
 Fault = dict[str, Any]
 
@@ -182,7 +182,7 @@ def train_in_ranks(
     size: int, options: list[str], talk: Path, faults: list[Fault] | None = None, limit: float = 240
 ) -> tuple[list[int | None], list[str]]:
     """`run_in_ranks` of the training command."""
-    return run_in_ranks(train.main, size, talk, options, faults=faults, limit=limit)
+    return run_in_ranks(train_main, size, talk, options, faults=faults, limit=limit)
 
 
 def run_in_ranks(
@@ -231,4 +231,4 @@ def run_in_ranks(
 if __name__ == "__main__":
     torch.set_num_threads(1)
     arm(json.loads(sys.argv[1]))
-    sys.exit(train.main(sys.argv[2:]))
+    sys.exit(train_main(sys.argv[2:]))

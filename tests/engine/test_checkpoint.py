@@ -16,7 +16,6 @@ from zoominnet.engine.checkpoint import (
     CheckpointError,
     CheckpointWriter,
     ModelInfo,
-    _seal,
     best_checkpoint,
     find_model_file,
     list_checkpoints,
@@ -26,6 +25,7 @@ from zoominnet.engine.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from zoominnet.engine.checkpoint.format import _seal
 from zoominnet.engine.log import RunLog
 from zoominnet.models import build_model
 

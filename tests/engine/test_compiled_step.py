@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoominnet.distill import Distiller, DistillOptions
-from zoominnet.engine.trainer import TrainingModule
+from zoominnet.engine.step import TrainingModule
 from zoominnet.kernels import available_backends
 from zoominnet.models import build_model
 

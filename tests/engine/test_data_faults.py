@@ -31,10 +31,12 @@ from zoominnet.data.records import DataReport
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.losses import GlobalLosses, combine_losses
 from zoominnet.engine.run import changes_in_data, describe_data
-from zoominnet.engine.trainer import GlobalLosses, Phase, TrainingModule, combine_losses
+from zoominnet.engine.step import TrainingModule
+from zoominnet.engine.trainer import Phase
 from zoominnet.kernels import available_backends, max_iou_assign
-from zoominnet.models import RetinaNet, build_model
+from zoominnet.models import Outputs, RetinaNet, build_model
 
 Train = Callable[..., int]
 FUSED = available_backends("cpu")["akdp_mask"]["native"] == "ok"
@@ -332,7 +334,7 @@ def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(student: st
 _CROWD = """
 import sys, torch
 from zoominnet.distill import Distiller, DistillOptions
-from zoominnet.engine.trainer import TrainingModule
+from zoominnet.engine.step import TrainingModule
 from zoominnet.models import build_model
 
 def peak_mib():
@@ -484,7 +486,7 @@ def test_f12_a_level_without_objects_adds_nothing_and_stays_in_the_graph(
         torch.randn(2, 4, *(factor * side for side in grid.shape), device=device) for grid in model.anchor_grids
     ]
     targets = [torch.stack(boxes), torch.zeros(0, 4, device=device)]
-    output = distiller(student_maps, teacher_maps, model.anchor_grids, targets)
+    output = distiller(Outputs(student_maps), Outputs(teacher_maps), model.anchor_grids, targets)
     assert [share > 0 for share in output.coverage.tolist()] == [level != empty for level in range(5)]
     assert output.level_losses[empty] == 0
     assert (output.level_losses > 0).sum() == 4

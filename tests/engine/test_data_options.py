@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoominnet import evaluate
 from zoominnet.data import open_split
+from zoominnet.evaluate import main as evaluate_main
 
 Train = Callable[..., int]
 QUICK = ("--no-distill", "--epochs", "1", "--max-steps", "1")
@@ -59,13 +59,13 @@ def test_doubtful_images_are_left_out_of_training_and_scores(
         "--latency-repeats",
         "0",
     ]
-    assert evaluate.main([*measure, "--json", str(scores)]) == 0
+    assert evaluate_main([*measure, "--json", str(scores)]) == 0
     assert f"8; 1 left out (1 x {DOUBTFUL})" in " ".join(capsys.readouterr().out.split())
     measured = json.loads(scores.read_text())
     assert measured["left_out_images"] == {DOUBTFUL: 1}
     assert {protocol["images"] for protocol in measured["scores"]["direct"].values()} == {8}
     kept = tmp_path / "kept.json"
-    assert evaluate.main([*measure, "--keep-doubtful", "--json", str(kept)]) == 0
+    assert evaluate_main([*measure, "--keep-doubtful", "--json", str(kept)]) == 0
     assert {protocol["images"] for protocol in json.loads(kept.read_text())["scores"]["direct"].values()} == {9}
 
 
@@ -96,7 +96,7 @@ def test_one_split_is_divided_and_the_parts_are_kept(
     words = shlex.split(next(line for line in out.splitlines() if line.startswith("next:")))
     scores = tmp_path / "scores.json"
     options = ("--device", "cpu", "--workers", "0", "--latency-repeats", "0", "--json", str(scores))
-    assert evaluate.main([*words[4:], *options]) == 0
+    assert evaluate_main([*words[4:], *options]) == 0
     measured = json.loads(scores.read_text())["scores"]["direct"]["COCO"]
     trained = json.loads((tmp_path / "run" / "result.json").read_text())["models"]["student"]
     assert measured["images"] == len(parts["val"].records)

@@ -24,7 +24,6 @@ from rank_jobs import run_in_ranks, train_in_ranks
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from zoominnet import train
 from zoominnet.command import DeviceError
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.engine.checkpoint import list_checkpoints
@@ -32,6 +31,7 @@ from zoominnet.engine.distributed import LaunchError, Ranks, join_ranks, launch_
 from zoominnet.engine.run import Run
 from zoominnet.kernels import available_backends
 from zoominnet.models import build_model
+from zoominnet.train import main as train_main
 
 IMAGES = {"a": 0, "b": 1, "c": 3, "d": 12, "e": 2}
 """Boxes of each training image: shares of a batch differ in their counts, and one share may have none."""
@@ -339,7 +339,7 @@ def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no
         folder.mkdir(parents=True)
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
-        return train.main(arguments)
+        return train_main(arguments)
 
     assert attempt("launch", 0) == 0
     assert "going on from" not in capsys.readouterr().out

@@ -21,7 +21,6 @@ import torch
 from crash_points import KEEP, SCENARIOS
 from safetensors.torch import save, save_file
 
-from zoominnet import evaluate, train
 from zoominnet.engine import checkpoint
 from zoominnet.engine.checkpoint import (
     MANIFEST,
@@ -32,14 +31,18 @@ from zoominnet.engine.checkpoint import (
     CheckpointWriteError,
     CheckpointWriter,
     ModelInfo,
+    format,
     list_checkpoints,
     load_model,
     load_state,
+    model_file,
     newest_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
+from zoominnet.evaluate import main as evaluate_main
 from zoominnet.models import WeightsError, build_model, load_weights
+from zoominnet.train import main as train_main
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -155,7 +158,7 @@ def test_f04_an_explicit_path_to_a_damaged_checkpoint_is_refused(
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         for path in (newer, file):
-            assert evaluate.main([str(path), "--latency-repeats", "0", "--device", "cpu"]) == 2
+            assert evaluate_main([str(path), "--latency-repeats", "0", "--device", "cpu"]) == 2
             error = capsys.readouterr().err
             assert error == f"zoominnet.evaluate: {file}: SHA-256 differs from the manifest's; use another checkpoint\n"
         assert checkpoint.find_model_file(trained) == older / MODEL  # a folder was named: the next best, and said so
@@ -211,7 +214,7 @@ def test_f03_any_call_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_f03_errors_of_the_writing_thread_reach_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = CheckpointWriter(tmp_path, keep=2)
-    monkeypatch.setattr(checkpoint, "save_file", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(model_file, "save_file", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     for surface in (writer.wait, lambda: writer.save(2, TENSORS, INFO, {}, {})):
         writer.save(1, TENSORS, INFO, {}, {})
         with pytest.raises(CheckpointWriteError, match="No space left"):
@@ -299,12 +302,12 @@ def test_f05_a_payload_in_any_file_is_not_run(
     for i, file in enumerate(files):
         for option in ("--weights", "--teacher"):
             out = tmp_path / f"out {i} {option}"
-            assert train.main([*tiny, option, str(file), "--out", str(out)]) == 2, (option, file)
+            assert train_main([*tiny, option, str(file), "--out", str(out)]) == 2, (option, file)
             error = capsys.readouterr().err
             assert str(file) in error
             assert error.count("\n") == 1
             assert not canary.exists()
-        assert evaluate.main([str(file), "--device", "cpu"]) == 2
+        assert evaluate_main([str(file), "--device", "cpu"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     # In the place of each file of a checkpoint, with a manifest that vouches for it, and as strangers beside them.
     folder = tmp_path / "checkpoints"
@@ -315,8 +318,8 @@ def test_f05_a_payload_in_any_file_is_not_run(
             (path / stranger).write_bytes(raw)
         manifest = json.loads((path / MANIFEST).read_text())
         del manifest["sha256"]
-        manifest["files"][name] = {"bytes": len(raw), "sha256": checkpoint._sha256(path / name)}
-        (path / MANIFEST).write_text(checkpoint._seal(manifest))
+        manifest["files"][name] = {"bytes": len(raw), "sha256": format._sha256(path / name)}
+        (path / MANIFEST).write_text(format._seal(manifest))
         verify_checkpoint(path)
         with pytest.raises(CheckpointError, match="not written by this project"):
             load_state(path)

@@ -25,14 +25,17 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 import zoominnet
-from zoominnet import errors, evaluate, train
+from zoominnet import errors
 from zoominnet.data.__main__ import main as data_main
-from zoominnet.engine import trainer
+from zoominnet.engine import stopping
 from zoominnet.engine.checkpoint import list_checkpoints, newest_checkpoint
 from zoominnet.engine.log import RunLog
-from zoominnet.engine.trainer import Phase, stop_signals
+from zoominnet.engine.stopping import stop_signals
+from zoominnet.engine.trainer import Phase
+from zoominnet.evaluate import main as evaluate_main
 from zoominnet.kernels import _dispatch, _extension, _triton_state
 from zoominnet.kernels._schemas import stamp
+from zoominnet.train import main as train_main
 
 SHORT = ["--no-distill", "--max-steps", "5"]
 
@@ -118,7 +121,7 @@ def test_f22_a_second_run_is_refused_and_a_killed_ones_lock_is_free(
     assert len(family) > 1
     for again in ([], ["--resume"]):
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        assert train.main([*TINY, *options, "--out", str(out), *again]) == 2
+        assert train_main([*TINY, *options, "--out", str(out), *again]) == 2
         line = f"zoominnet.train: --out {out}: another run is at work in it; wait for its end, or name another folder\n"
         assert capsys.readouterr().err == line
         assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -146,13 +149,13 @@ def test_f22_names_with_spaces_and_unicode(
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / f"data {name}")
     command = [*TINY, "--no-distill", "--epochs", "1", f"--out={name}", "--data", f"data {name}"]
-    assert train.main(command) == 0, capsys.readouterr().err
-    assert train.main([*command, "--resume"]) == 0
+    assert train_main(command) == 0, capsys.readouterr().err
+    assert train_main([*command, "--resume"]) == 0
     said = "".join(capsys.readouterr().out.split())
     assert f"goingonfrom{name}/student".replace(" ", "") in said
     (path,) = list_checkpoints(tmp_path / name / "student" / "checkpoints")
     assert (
-        evaluate.main(
+        evaluate_main(
             [f"./{name}", "--data", f"data {name}", "--workers", "0", "--latency-repeats", "0", "--device", "cpu"]
         )
         == 0
@@ -198,7 +201,7 @@ def test_f19_an_output_folder_that_cannot_be(
     monkeypatch.setattr("zoominnet.engine.run.build_model", refuse)
     monkeypatch.setattr("zoominnet.engine.run.open_data", refuse)
     start = time.process_time()
-    assert train.main([*TINY, "--out", str(impossible)]) == 2
+    assert train_main([*TINY, "--out", str(impossible)]) == 2
     assert time.process_time() - start < 3
     error = capsys.readouterr().err
     assert error.startswith(f"zoominnet.train: --out {impossible}: cannot be written (")
@@ -271,7 +274,7 @@ def test_f24_training_goes_on_without_any_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*TINY, *SHORT]
-    assert train.main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert train_main([*command, "--out", str(tmp_path / "whole")]) == 0
 
     def fail(*args: object, **options: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -279,13 +282,13 @@ def test_f24_training_goes_on_without_any_log(
     monkeypatch.setattr(RunLog, "_append", fail)
     monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
     capsys.readouterr()
-    assert train.main([*command, "--out", str(tmp_path / "logless")]) == 0
+    assert train_main([*command, "--out", str(tmp_path / "logless")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     for what in ("metrics.jsonl", "TensorBoard's files"):
         assert out.count(f"{what} cannot be written ([Errno 5] Input/output error); training goes on without") == 1
     assert (tmp_path / "logless" / "student" / "metrics.jsonl").read_bytes() == b""
     monkeypatch.setattr(sys, "stdout", Broken())
-    assert train.main([*command, "--out", str(tmp_path / "mute")]) == 0
+    assert train_main([*command, "--out", str(tmp_path / "mute")]) == 0
     assert capsys.readouterr().err == "standard output cannot be written (Broken pipe); going on without\n"
     weights = [
         (list_checkpoints(tmp_path / name / "student" / "checkpoints")[-1] / "optimizer.safetensors").read_bytes()
@@ -381,7 +384,7 @@ def refused_fused_kernels(
     for cache in caches:
         cache.cache_clear()
     try:
-        assert train.main([*TINY, "--fused-kernels", "--device", device, "--out", str(folder / "run")]) == 2
+        assert train_main([*TINY, "--fused-kernels", "--device", device, "--out", str(folder / "run")]) == 2
     finally:
         for cache in caches:
             cache.cache_clear()
@@ -483,9 +486,9 @@ def test_errors_of_the_machine_are_one_line(
     command = [*TINY, "--no-distill", "--out", str(tmp_path / "run")]
     if status is None:
         with pytest.raises(RuntimeError, match="a bug"):
-            train.main(command)
+            train_main(command)
         return
-    assert train.main(command) == status
+    assert train_main(command) == status
     line = capsys.readouterr().err
     assert line.startswith("zoominnet.train: ")
     assert line.count("\n") == 1
@@ -495,7 +498,7 @@ def test_errors_of_the_machine_are_one_line(
     if status == 74:
         assert line == "zoominnet.train: /somewhere: No space left on device; make room on the disk\n"
     if not isinstance(error, KeyboardInterrupt):
-        assert train.main([*command, "--resume", "--debug"]) == status
+        assert train_main([*command, "--resume", "--debug"]) == status
         assert "Traceback" in capsys.readouterr().err
 
 
@@ -538,8 +541,8 @@ BAD_EVALUATE = [
 ]
 BAD_DATA = [(["check", name], name) for name in ("nowhere", "folder", "text.txt", "bad.json")]
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
-    "train": (train.main, TINY),
-    "evaluate": (evaluate.main, []),
+    "train": (train_main, TINY),
+    "evaluate": (evaluate_main, []),
     "data": (data_main, []),
 }
 
@@ -601,7 +604,7 @@ def test_a_signal_that_torchrun_passes_on_twice_counts_once(monkeypatch: pytest.
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             assert (received, acted) == ([signal.SIGTERM], [])
-            monkeypatch.setattr(trainer, "ECHO_SECONDS", 0.0)
+            monkeypatch.setattr(stopping, "ECHO_SECONDS", 0.0)
             os.kill(os.getpid(), signal.SIGTERM)
             assert (received, acted) == ([signal.SIGTERM], [signal.SIGTERM])
     finally:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,15 @@ from devices import on_gpu
 from fault_runs import TINY, metrics
 from torch import Tensor
 
-from zoominnet import train
 from zoominnet.distill import Distiller
-from zoominnet.engine import trainer
+from zoominnet.engine import step
 from zoominnet.engine.checkpoint import list_checkpoints, load_state
+from zoominnet.engine.state import TrainingState
 from zoominnet.engine.trainer import Phase
-from zoominnet.models import RetinaNet
+from zoominnet.engine.update import StepOutcome
+from zoominnet.engine.watchers import WATCHERS
+from zoominnet.models import Outputs, RetinaNet
+from zoominnet.train import main as train_main
 
 POINTS = ("images", "features", "teacher maps", "loss", "gradient")
 VALUES = (math.nan, math.inf)
@@ -49,8 +53,12 @@ class Injector:
             original = getattr(owner, name)
             monkeypatch.setattr(owner, name, lambda *a: spoilt(original(*a)))
 
-        wrap(trainer, "student_images", lambda x: spoil("images", x))
-        wrap(Distiller, "teacher_maps", lambda maps: [spoil("teacher maps", maps[0]), *maps[1:]])
+        def spoilt_teacher(outputs: Outputs) -> Outputs:
+            first, *rest = outputs.features
+            return replace(outputs, features=[spoil("teacher maps", first), *rest])
+
+        wrap(step, "student_images", lambda x: spoil("images", x))
+        wrap(Distiller, "teacher_outputs", spoilt_teacher)
         features, loss_sums = RetinaNet.features, RetinaNet.loss_sums
 
         def spoilt_features(model: RetinaNet, images: Tensor) -> list[Tensor]:
@@ -96,7 +104,7 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
     changed: dict[int, list[str]] = {}
     poisoned: list[str] = []
 
-    def step(phase: Phase, batch: Any, measure: bool) -> dict[str, Any]:
+    def watched_step(phase: Phase, batch: Any, measure: bool) -> StepOutcome:
         if phase.name != "student":
             return train_step(phase, batch, measure)
         inject.point, inject.value = step_of.get(phase.step, (None, 0.0))
@@ -109,10 +117,10 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
             changed[phase.step] = [name for name in before if not torch.equal(before[name], after[name])]
             poisoned.extend(name for name, tensor in after.items() if not bool(torch.isfinite(tensor).all()))
 
-    monkeypatch.setattr(Phase, "_train_step", step)
+    monkeypatch.setattr(Phase, "_train_step", watched_step)
     steps = 2 * len(cases) + 1
     options = ["--teacher-epochs", "1", "--max-steps", str(steps), "--no-check-teacher", "--epochs", "4"]
-    assert train.main([*TINY, *options, "--device", device, "--amp", amp, "--out", str(tmp_path / "run")]) == 0
+    assert train_main([*TINY, *options, "--device", device, "--amp", amp, "--out", str(tmp_path / "run")]) == 0
     assert len(changed) == steps
     out = " ".join(capsys.readouterr().out.split())
     for number, names in changed.items():
@@ -145,11 +153,11 @@ def test_f13_ten_in_a_row_end_the_run_and_the_count_survives_a_stop(
     inject = Injector(monkeypatch)
     inject.point = "loss"
     command = [*TINY, "--no-distill", "--out", str(tmp_path / "run")]
-    assert train.main([*command, "--max-steps", "9"]) == 0  # nine do not
+    assert train_main([*command, "--max-steps", "9"]) == 0  # nine do not
     config = tmp_path / "run" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "max_steps": None}))
     capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 65
+    assert train_main(["--resume", "--out", str(tmp_path / "run")]) == 65
     captured = capsys.readouterr()
     assert captured.err.startswith("zoominnet.train: student: loss or gradient were not finite in 10 steps in a row")
     assert "(the last at step 10, images [" in captured.err
@@ -171,7 +179,7 @@ def test_f14_a_loss_spike_is_logged(
         return {name: factor * loss for name, loss in sums.items()}, positives
 
     monkeypatch.setattr(RetinaNet, "loss_sums", jump)
-    assert train.main([*TINY, "--no-distill", "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
+    assert train_main([*TINY, "--no-distill", "--epochs", "3", "--out", str(tmp_path / "run")]) == 0
     (event,) = [line for line in metrics(tmp_path / "run") if line["kind"] == "event"]
     lines = {line["step"]: line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"}
     before = sorted(lines[step] for step in range(1, 16))
@@ -187,37 +195,37 @@ def test_f14_a_loss_spike_is_logged(
 STATE = {"step": 9, "skipped": 4, "skipped_in_a_row": 2, "log_bytes": 7, "validation_due": True, "losses": [1.0, 2.0]}
 
 
-def bare_phase() -> Any:
-    """As much of a phase as its `_load` needs."""
-    model = torch.nn.Linear(1, 1)
-    return SimpleNamespace(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        scaler=torch.amp.GradScaler("cpu", init_scale=8.0),
-        schedule=SimpleNamespace(total_steps=10),
-        losses=[],
+def bare_state(model: torch.nn.Module | None = None, scale: float = 8.0) -> TrainingState:
+    """The state of a phase of any module."""
+    model = model or torch.nn.Linear(1, 1)
+    watched = SimpleNamespace()
+    return TrainingState(
+        model,  # type: ignore[arg-type]
+        torch.optim.SGD(model.parameters(), 0.1),
+        torch.amp.GradScaler("cpu", init_scale=scale),
+        [watcher(watched) for watcher in WATCHERS],  # type: ignore[arg-type]
+        total_steps=10,
     )
 
 
 def test_counts_and_loss_scale_come_back_with_a_checkpoint() -> None:
-    phase, other = bare_phase(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    state, other = bare_state(), torch.amp.GradScaler("cpu", init_scale=1024.0)
     other.scale(torch.ones(1))
-    Phase._load(phase, phase.model.state_dict(), {}, {**STATE, "scaler": other.state_dict()})
-    assert phase.scaler.state_dict()["scale"] == 1024
-    assert {key: getattr(phase, key) for key in STATE} == STATE
+    state.load(state.model.state_dict(), {}, {**STATE, "scaler": other.state_dict()})
+    assert state.scaler.state_dict()["scale"] == 1024
+    assert state.log_bytes == STATE["log_bytes"]
+    assert {**state.values(7), "scaler": None} == {**STATE, "scaler": None}
 
 
 def test_momentum_comes_back_in_the_layout_of_its_weights() -> None:
     """A checkpoint has all tensors contiguous; the weights of convolutions are channels_last."""
-    phase = bare_phase()
-    phase.model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    phase.optimizer = torch.optim.SGD(phase.model.parameters(), 0.1)
-    saved = {f"momentum.{i}": torch.randn(p.shape) for i, p in enumerate(phase.model.parameters())}
-    Phase._load(phase, phase.model.state_dict(), saved, {**STATE, "scaler": phase.scaler.state_dict()})
-    for (parameter, state), momentum in zip(phase.optimizer.state.items(), saved.values(), strict=True):
-        assert torch.equal(state["momentum_buffer"], momentum)
-        assert state["momentum_buffer"].stride() == parameter.stride()
-        assert not state["momentum_buffer"].requires_grad
+    state = bare_state(torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
+    saved = {f"momentum.{i}": torch.randn(p.shape) for i, p in enumerate(state.model.parameters())}
+    state.load(state.model.state_dict(), saved, {**STATE, "scaler": state.scaler.state_dict()})
+    for (parameter, kept), momentum in zip(state.optimizer.state.items(), saved.values(), strict=True):
+        assert torch.equal(kept["momentum_buffer"], momentum)
+        assert kept["momentum_buffer"].stride() == parameter.stride()
+        assert not kept["momentum_buffer"].requires_grad
 
 
 @pytest.mark.parametrize(
@@ -230,18 +238,18 @@ def test_momentum_comes_back_in_the_layout_of_its_weights() -> None:
     ids=lambda damage: str(damage)[:30],
 )
 def test_a_state_that_makes_no_sense_is_refused(damage: dict[str, Any]) -> None:
-    phase = bare_phase()
-    state = {**STATE, "scaler": phase.scaler.state_dict(), **damage}
+    state = bare_state()
+    values = {**STATE, "scaler": state.scaler.state_dict(), **damage}
     with pytest.raises((ValueError, TypeError)):
-        Phase._load(phase, phase.model.state_dict(), {}, state)
+        state.load(state.model.state_dict(), {}, values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64, torch.complex64])
 def test_tensors_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
-    phase = bare_phase()
-    whole, state = phase.model.state_dict(), {**STATE, "scaler": phase.scaler.state_dict()}
+    state = bare_state()
+    whole, values = state.model.state_dict(), {**STATE, "scaler": state.scaler.state_dict()}
     with pytest.raises(ValueError, match=f"bias is {dtype}, not torch.float32"):
-        Phase._load(phase, {**whole, "bias": whole["bias"].to(dtype)}, {}, state)
-    momentum = {f"momentum.{i}": torch.zeros_like(p, dtype=dtype) for i, p in enumerate(phase.model.parameters())}
+        state.load({**whole, "bias": whole["bias"].to(dtype)}, {}, values)
+    momentum = {f"momentum.{i}": torch.zeros_like(p, dtype=dtype) for i, p in enumerate(state.model.parameters())}
     with pytest.raises(ValueError, match=f"momentum 0 is {dtype}"):
-        Phase._load(phase, whole, momentum, state)
+        state.load(whole, momentum, values)

@@ -14,7 +14,7 @@ import pytest
 from devices import each_device
 from fault_runs import QUICK, STEPS, TINY, TinyRun, digest, steps_done
 
-from zoominnet import train
+from zoominnet.train import main as train_main
 
 KILLS = 25
 
@@ -76,7 +76,7 @@ def test_f01_what_resume_reads_is_on_the_disk_before_a_checkpoint(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    assert train.main([*TINY, "--no-distill", "--max-steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert train_main([*TINY, "--no-distill", "--max-steps", "1", "--out", str(tmp_path / "run")]) == 0
     assert synced[:3] == ["/run/data.writing", "/run/config.writing", "/run"]
     assert "/run/student/checkpoints" in synced[3:]
 

@@ -20,7 +20,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from zoominnet import evaluate, train
 from zoominnet.config import TrainConfig
 from zoominnet.data import BatchPlan, ImageRecord, Split
 from zoominnet.data import __main__ as data_command
@@ -31,9 +30,12 @@ from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.inference import no_detections
 from zoominnet.engine.run import Run, check_teacher_fits, evaluation_command
 from zoominnet.engine.trainer import Validation
+from zoominnet.engine.watchers.gradient_ratio import gradient_ratio
 from zoominnet.errors import UserError
+from zoominnet.evaluate import main as evaluate_main
 from zoominnet.evaluation import Detections
 from zoominnet.models import build_model
+from zoominnet.train import main as train_main
 
 Train = Callable[..., int]
 
@@ -90,7 +92,7 @@ def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     options = "--profile demo --device cpu --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
     schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.01 --decay-at 0.6 0.85 --clip-grad-norm 2"
     assert (
-        train.main(
+        train_main(
             [*options.split(), *schedule.split(), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
         )
         == 0
@@ -144,7 +146,7 @@ def test_teacher_then_student_and_the_evaluation_of_both(
     words = shlex.split(out[out.rindex("next:") :])
     assert words[1:5] == ["python", "-m", "zoominnet.evaluate", best]
     options = ["--workers", "0", "--device", "cpu", "--latency-repeats", "1", "--json", str(scores), "--input", "both"]
-    assert evaluate.main([*words[4:], *options]) == 0
+    assert evaluate_main([*words[4:], *options]) == 0
     measured = json.loads(scores.read_text())
     assert measured["scores"]["direct"]["COCO"]["AP"] == pytest.approx(result["models"]["student"]["AP"])
     assert set(measured["scores"]) == {"direct", "halved"}
@@ -208,7 +210,7 @@ def test_resume_takes_the_runs_options_and_refuses_others(
 ) -> None:
     assert tiny_train("--no-distill", "--max-steps", "1") == 0
     capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 0  # every other option from the run
+    assert train_main(["--resume", "--out", str(tmp_path / "run")]) == 0  # every other option from the run
     assert tiny_train("--no-distill", "--max-steps", "1", "--resume", "--lr", "0.5") == 2
     assert "--resume: --lr (was 0.02, is 0.5): a run goes on as it began" in capsys.readouterr().err
 
@@ -422,7 +424,7 @@ def test_gradient_ratio_by_hand() -> None:
     # Ratio 5 / sqrt(144 + 25) = 5 / 13; the whole was scaled by 2.
     distill = (torch.tensor([3.0, 4.0]), None)
     totals = [torch.tensor([6.0, 32.0]), torch.tensor([10.0, 0.0])]
-    assert trainer.gradient_ratio(distill, totals, 2.0, Ranks(torch.device("cpu"))) == pytest.approx(5 / 13)
+    assert gradient_ratio(distill, totals, 2.0, Ranks(torch.device("cpu"))) == pytest.approx(5 / 13)
 
 
 BAD = [
@@ -494,12 +496,12 @@ def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.Captu
     broken.write_bytes(broken.read_bytes()[:4000])
     options = ["--profile", "demo", "--image-size", "64", "--student", "snet", "--no-distill", "--channels", "8"]
     options += ["--device", "cpu", "--epochs", "1", "--data", str(tmp_path / "data"), "--workers", workers]
-    assert train.main([*options, "--strict", "--out", str(tmp_path / "strict")]) == 2
+    assert train_main([*options, "--strict", "--out", str(tmp_path / "strict")]) == 2
     error = capsys.readouterr().err
     assert "b7.png" in error.splitlines()[-1]
     assert error.splitlines()[-1].startswith("zoominnet.train: ")
     assert "Traceback" not in error
-    assert train.main([*options, "--out", str(tmp_path / "run")]) == 0
+    assert train_main([*options, "--out", str(tmp_path / "run")]) == 0
 
 
 def test_how_a_model_was_trained_is_how_it_is_measured(
@@ -522,17 +524,17 @@ def test_how_a_model_was_trained_is_how_it_is_measured(
     words = shlex.split(out[out.rindex("next:") :])[4:]
     scores = [tmp_path / f"{name}.json" for name in ("as trained", "broken", "squash")]
     measure = ["--workers", "0", "--device", "cpu", "--latency-repeats", "0", "--protocol", "coco", "--json"]
-    assert evaluate.main([*words, *measure, str(scores[0])]) == 0
+    assert evaluate_main([*words, *measure, str(scores[0])]) == 0
     first = json.loads(scores[0].read_text())
     assert first["resize"] == "letterbox"
     assert first["undecodable_images"] == {"direct": 0}
 
-    assert evaluate.main([*words, *measure, str(scores[2]), "--resize", "squash"]) == 0
+    assert evaluate_main([*words, *measure, str(scores[2]), "--resize", "squash"]) == 0
     assert "--resize squash: the model was trained with letterbox" in capsys.readouterr().out
 
     broken = tmp_path / "all" / "val" / "images" / "a0.png"
     broken.write_bytes(broken.read_bytes()[:4000])
-    assert evaluate.main([*words, *measure, str(scores[1])]) == 0
+    assert evaluate_main([*words, *measure, str(scores[1])]) == 0
     assert "1 of 2 images could not be decoded: their objects count as missed" in capsys.readouterr().out
     second = json.loads(scores[1].read_text())
     assert second["undecodable_images"] == {"direct": 1}
@@ -550,5 +552,5 @@ def test_how_a_model_was_trained_is_how_it_is_measured(
 def test_evaluation_refuses_what_is_not_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
 ) -> None:
-    assert evaluate.main([str(tmp_path), option, value]) == 2
+    assert evaluate_main([str(tmp_path), option, value]) == 2
     assert f"{option}: {value} is not positive and finite" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from zoominnet.engine.checkpoint import MODEL, ModelInfo, load_model, save_check
 from zoominnet.engine.inference import cost_of
 from zoominnet.evaluation import count_gflops
 from zoominnet.models import RetinaNet, build_model
-from zoominnet.models.head import phase_weight
+from zoominnet.models.heads.retina import phase_weight
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from torchvision.transforms.v2.functional import normalize
 
 from zoominnet.evaluation import count_gflops
 from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
-from zoominnet.models.backbone import ResNetStages
+from zoominnet.models.anchors import base_anchors
+from zoominnet.models.assign import REGIONS_AT_A_TIME, inside_ignored
+from zoominnet.models.backbones.resnet import ResNetStages
 from zoominnet.models.boxes import decode_boxes, encode_boxes
-from zoominnet.models.fpn import FeaturePyramid, halve
-from zoominnet.models.retinanet import REGIONS_AT_A_TIME, Predictions, base_anchors, inside_ignored, pad_to_batch
+from zoominnet.models.inputs import pad_to_batch
+from zoominnet.models.interfaces import Predictions
+from zoominnet.models.necks.fpn import FeaturePyramid, halve
 
 TABLE_3_GFLOPS = {"teacher": 213.2, "snet": 53.3, "la": 58.05, "fa-thin": 94.56, "fa": 146.09}
 
@@ -258,7 +261,7 @@ def test_detections_find_what_the_logits_say() -> None:
         logits[level][0, anchor, label] = logit
         with torch.no_grad():
             predictions.deltas[level][0, anchor] = encode_boxes(boxes[box], anchors[anchor])
-    found = model.detections(Predictions(logits, predictions.deltas, predictions.grids), [(64, 60)])[0]
+    found = model.postprocess(Predictions(logits, predictions.deltas, predictions.grids), [(64, 60)])[0]
     assert found["labels"].tolist() == [2, 0]  # the second copy of box 0 falls to NMS
     torch.testing.assert_close(found["scores"], torch.tensor([3.0, 1.0]).sigmoid())
     expected = boxes.clone()
@@ -270,9 +273,9 @@ def test_detections_of_an_image_are_those_it_has_alone() -> None:
     model = tiny("fa", max_detections=20).eval()
     both = random_predictions(model, 2)
     sizes = [(64, 20), (20, 64)]
-    for i, found in enumerate(model.detections(both, sizes)):
+    for i, found in enumerate(model.postprocess(both, sizes)):
         one = Predictions([x[i : i + 1] for x in both.logits], [x[i : i + 1] for x in both.deltas], both.grids)
-        torch.testing.assert_close(found, model.detections(one, sizes[i : i + 1])[0], rtol=0, atol=0)
+        torch.testing.assert_close(found, model.postprocess(one, sizes[i : i + 1])[0], rtol=0, atol=0)
 
 
 def test_the_same_box_in_two_classes_and_scores_about_the_threshold() -> None:
@@ -283,19 +286,19 @@ def test_the_same_box_in_two_classes_and_scores_about_the_threshold() -> None:
     anchor = 9 * (5 * 16 + 5) + 3  # [14, 14, 26, 26]
     for label, score in ((0, 0.9), (2, 0.26), (1, 0.24)):
         logits[0][0, anchor, label] = math.log(score / (1 - score))
-    found = model.detections(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
+    found = model.postprocess(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
     torch.testing.assert_close(found["boxes"], torch.tensor([[14.0, 14.0, 26.0, 26.0]] * 2))
     torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.26]))
     assert found["labels"].tolist() == [0, 2]
     logits[0][0, anchor + 4 * 9] = 0.0  # score 0.5 for each of three classes, elsewhere: only two are candidates
-    found = model.detections(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
+    found = model.postprocess(Predictions(logits, deltas, predictions.grids), [(64, 64)])[0]
     torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.5, 0.5]))
 
 
 def test_detections_keep_the_best_of_the_image() -> None:
     model = tiny("fa", max_detections=7, candidates=50).eval()
     predictions = random_predictions(model, 2)
-    found = model.detections(predictions, [(64, 64), (64, 64)])
+    found = model.postprocess(predictions, [(64, 64), (64, 64)])
     for result in found:
         assert len(result["boxes"]) == 7
         assert result["scores"].tolist() == sorted(result["scores"].tolist(), reverse=True)

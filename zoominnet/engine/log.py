@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -183,3 +187,22 @@ class StepDisplay:
             self._console.print(
                 f"{self._phase} {step}/{self._total} {text} ETA {left:.0f} s", highlight=False, soft_wrap=True
             )
+
+
+def describe_step(values: Mapping[str, Any], device: torch.device) -> str:
+    """What the terminal tells of a step: losses, of the distillation by level with the mask's coverage, speed, memory."""
+    parts = [f"cls {values['classification']:.3f} box {values['bbox_regression']:.3f}"]
+    if "distill" in values:
+        levels = " ".join(f"{v:.1f}" for v in values["distill_levels"])
+        coverage = " ".join(f"{v:.0%}" for v in values["coverage"])
+        parts.append(f"distill {values['distill']:.2f} [{levels}] mask [{coverage}]")
+    parts.append(f"{values['images_per_s']:.1f} images/s {peak_memory_mib(device):.0f} MiB")
+    return escape(" ".join(parts))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak of the GPU's allocated memory, or of this process's resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -25,7 +25,7 @@ from rich.table import Table
 
 import zoominnet
 from zoominnet.command import check_same_classes, left_out_of, open_data, open_parts
-from zoominnet.config import BASIC_BLOCKS, ConfigError, TrainConfig
+from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
@@ -36,7 +36,8 @@ from zoominnet.engine.inference import cost_of, predict_split, undecodable_warni
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
 from zoominnet.kernels import BackendUnavailableError, available_backends, choose_backend
-from zoominnet.models import RetinaNet, build_model, load_weights
+from zoominnet.models import ARCHITECTURES, TEACHER, RetinaNet, build_model, load_weights
+from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
 from zoominnet.models.weights import read_stride_in_1x1
 
 CONFIG_FILE, DATA_FILE, RESULT_FILE, LOCK_FILE = "config.json", "data.json", "result.json", ".lock"
@@ -249,7 +250,7 @@ class Run:
         stride = config.stride_in_1x1
         if stride is None and (stride := read_stride_in_1x1(config.weights)) is not None:
             self.say(f"{name}: stride_in_1x1 {stride}, as the metadata of {config.weights} say")
-        if stride and config.backbone in BASIC_BLOCKS:
+        if stride and config.backbone not in WITH_BOTTLENECKS:
             raise ConfigError(
                 f"--weights {config.weights}: stride in 1x1 convolutions, which {config.backbone} does not have; choose "
                 "another --backbone or other weights"
@@ -258,12 +259,16 @@ class Run:
             name,
             config.backbone,
             len(self.val.class_names),
-            config.teacher_size if name == "teacher" else config.image_size,
+            config.input_size(name),
             channels=config.channels,
+            neck=config.neck,
             stride_in_1x1=bool(stride),
             frozen_stages=config.frozen_stages,
             norm_eval=config.norm_eval,
             la_predictor=config.la_predictor,
+            assigner=config.assigner,
+            classification_loss=config.classification_loss,
+            box_loss=config.box_loss,
         )
         model.set_kernel_backend(self._backend)
         if config.weights != "none":
@@ -310,7 +315,7 @@ class Run:
         """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""
         config = self.config
         if config.teacher == "train":
-            teacher, info = self._load(self._train("teacher", "teacher", config.teacher_epochs or config.epochs, None))
+            teacher, info = self._load(self._train("teacher", TEACHER, config.teacher_epochs or config.epochs, None))
         else:
             teacher, info = self._load(Path(config.teacher))
             check_teacher_fits(config, info, self.train_set.split.class_names)
@@ -398,12 +403,16 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
         ConfigError: naming what differs and the remedy.
     """
     what = f"--teacher {config.teacher}"
-    if info.name != "teacher":
+    if ARCHITECTURES[info.name].pairing is not None:
         raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
     if info.backbone != config.backbone:
         raise ConfigError(
             f"{what}: its backbone is {info.backbone}, this run's {config.backbone}; "
             f"give --backbone {info.backbone} or another teacher"
+        )
+    if info.neck != config.neck:
+        raise ConfigError(
+            f"{what}: its neck is {info.neck}, this run's {config.neck}; give --neck {info.neck} or another teacher"
         )
     if info.image_size != config.teacher_size:
         raise ConfigError(

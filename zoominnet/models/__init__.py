@@ -1,6 +1,21 @@
-"""The detectors: :func:`build_model` and the loading of weights."""
+"""The detectors: :func:`build_model`, the descriptions of the five models, and the loading of weights."""
 
-from zoominnet.models.retinanet import ARCHITECTURES, STUDENTS, RetinaNet, build_model
+from zoominnet.models.architectures import ARCHITECTURES, STUDENTS, TEACHER, Architecture
+from zoominnet.models.interfaces import LaPredictor, Outputs, Predictions
+from zoominnet.models.retinanet import RetinaNet, build_model
 from zoominnet.models.weights import LoadReport, WeightsError, load_weights
 
-__all__ = ["ARCHITECTURES", "STUDENTS", "LoadReport", "RetinaNet", "WeightsError", "build_model", "load_weights"]
+__all__ = [
+    "ARCHITECTURES",
+    "STUDENTS",
+    "TEACHER",
+    "Architecture",
+    "LaPredictor",
+    "LoadReport",
+    "Outputs",
+    "Predictions",
+    "RetinaNet",
+    "WeightsError",
+    "build_model",
+    "load_weights",
+]

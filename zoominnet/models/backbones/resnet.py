@@ -6,16 +6,20 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-BACKBONES: dict[str, Callable[..., ResNet]] = {
+from zoominnet.models.interfaces import Backbone
+
+RESNETS: dict[str, Callable[..., ResNet]] = {
     name: getattr(torchvision.models, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
 }
+WITH_BOTTLENECKS = ("resnet50", "resnet101")
+"""Of them those whose blocks have 1x1 convolutions."""
 
 
-class ResNetStages(nn.Module):
+class ResNetStages(Backbone):
     """A torchvision ResNet without its classifier, returning the outputs of its four stages.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `RESNETS`.
         stride_in_1x1: put the stride of a bottleneck into its first 1x1 convolution, as in the original (Caffe)
             ResNet, instead of the 3x3 one as torchvision does. Only weights trained so need it.
         frozen_stages: 0 trains everything; n >= 1 freezes the stem and the first n stages (parameters and BatchNorm
@@ -28,17 +32,14 @@ class ResNetStages(nn.Module):
         self, name: str, *, stride_in_1x1: bool = False, frozen_stages: int = 0, norm_eval: bool = False
     ) -> None:
         super().__init__()
-        if name not in BACKBONES:
-            raise ValueError(f"backbone: {name!r} is not one of {', '.join(BACKBONES)}")
         if not 0 <= frozen_stages <= 4:
             raise ValueError(f"frozen_stages: {frozen_stages} is not in 0..4")
-        resnet = BACKBONES[name](weights=None)
+        resnet = RESNETS[name](weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         expansion = resnet.fc.in_features // 512
-        self.channels = tuple(width * expansion for width in (64, 128, 256, 512))
-        """Channels of C2, C3, C4, C5."""
+        self.channels = (64 * expansion, 128 * expansion, 256 * expansion, 512 * expansion)
         if stride_in_1x1:
             if expansion == 1:
                 raise ValueError(f"stride_in_1x1: {name} has no bottleneck blocks, so no 1x1 convolution to stride")
@@ -60,7 +61,6 @@ class ResNetStages(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> C2, C3, C4, C5 at strides 4, 8, 16, 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         outputs = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-
 from zoominnet.data import Batch
+from zoominnet.engine.watchers.interface import Watched, Watcher
 from zoominnet.errors import EXIT_KERNEL_MISMATCH, UserError
 from zoominnet.kernels.verify import Difference, KernelVerifier
 
@@ -19,34 +18,27 @@ class KernelMismatchError(UserError):
     exit_status = EXIT_KERNEL_MISMATCH
 
 
-class KernelCheck:
-    """Compares every call of a fast kernel with the reference during the first steps, then says what it saw.
+class KernelCheck(Watcher):
+    """Compares every call of a fast kernel with the reference during the first steps, then says what it saw."""
 
-    Args:
-        phase: "teacher" or "student".
-        batches: steps to watch; 0 watches none.
-        console: for the summary.
-    """
-
-    def __init__(self, phase: str, batches: int, console: Console) -> None:
-        self.phase, self.batches, self.console = phase, batches, console
+    def __init__(self, phase: Watched) -> None:
+        super().__init__(phase)
         self.watched = self.flips = 0
+        self.batches: int | None = None
         self.calls: Counter[str] = Counter()
         self.greatest: Difference | None = None
 
     @contextmanager
-    def watch(self, step: int, batch: Batch) -> Iterator[None]:
-        """Around optimiser step `step` (0 is the first) on `batch`.
-
-        Raises:
-            KernelMismatchError: a difference, or nothing to compare.
-        """
+    def around_step(self, step: int, batch: Batch) -> Iterator[None]:
+        """Raises KernelMismatchError at a difference, or where there is nothing to compare."""
+        if self.batches is None:  # of what is left of a resumed run
+            self.batches = min(self.phase.config.verify_kernels, self.phase.total_steps - step)
         if self.watched >= self.batches:
             yield
             return
         with KernelVerifier() as verifier:
             yield
-        where = f"--verify-kernels: {self.phase} step {step + 1} (images {[t['image_id'] for t in batch.targets]})"
+        where = f"--verify-kernels: {self.phase.name} step {step + 1} (images {[t['image_id'] for t in batch.targets]})"
         if verifier.mismatches:
             first = verifier.mismatches[0]
             worst = verifier.greatest[first.operator, first.output]
@@ -73,8 +65,8 @@ class KernelCheck:
         if greatest.value:
             difference += f" ({greatest.operator}: {greatest.output}, tolerance {greatest.tolerance:.2g})"
         calls = ", ".join(f"{operator} {count}" for operator, count in sorted(self.calls.items()))
-        self.console.print(
-            f"{self.phase}: kernels verified against the reference on the first {self.watched} batches: {difference}; "
+        self.phase.console.print(
+            f"{self.phase.name}: kernels verified against the reference on the first {self.watched} batches: {difference}; "
             f"{self.flips} mask cells decided by rounding; calls: {calls}",
             highlight=False,
             markup=False,

@@ -1,19 +1,16 @@
 """RetinaNet's head (Lin et al. 2017): two towers of convolutions and a prediction convolution each."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoominnet.kernels import upsample_nearest2x
+from zoominnet.models.interfaces import Head, LaPredictor
 
 PRIOR_PROBABILITY = 0.01
 """Every anchor starts as an object with this probability (RetinaNet, section 4.1)."""
-
-LaPredictor = Literal["plain", "phase"]
-"""How LA predicts: "plain" convolves the upsampled map, "phase" gives the same values from the small one."""
 
 
 def phase_weight(weight: Tensor) -> Tensor:
@@ -74,7 +71,7 @@ class Subnet(nn.Module):
         return [F.conv_transpose2d(x, weight, predict.bias, stride=2, padding=1) for x in features]
 
 
-class RetinaHead(nn.Module):
+class RetinaHead(Head):
     """Class logits and box deltas for every anchor of every level.
 
     Args:
@@ -96,15 +93,19 @@ class RetinaHead(nn.Module):
         with torch.no_grad():
             self.classification.predict.bias.fill_(prior_logit)  # type: ignore[union-attr]
 
+    def set_backend(self, backend: str) -> None:
+        self.classification.backend = self.regression.backend = backend
+
+    def set_la_predictor(self, form: LaPredictor) -> None:
+        self.classification.la_predictor = self.regression.la_predictor = form
+
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The classification and the regression tower's output, a tensor a level each."""
         return (
             [self.classification.run_tower(x) for x in features],
             [self.regression.run_tower(x) for x in features],
         )
 
     def predict_levels(self, towers: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Tower outputs -> logits [B, H*W*K, classes] and deltas [B, H*W*K, 4], a tensor a level each."""
         logits = [self._flatten(x, self.num_classes) for x in self.classification.predict_from_tower(towers[0])]
         deltas = [self._flatten(x, 4) for x in self.regression.predict_from_tower(towers[1])]
         return logits, deltas

@@ -4,9 +4,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoominnet.kernels import upsample_nearest2x
+from zoominnet.models.interfaces import Neck
 
 
-class FeaturePyramid(nn.Module):
+class FeaturePyramid(Neck):
     """P{first} .. P{last} with `channels` each; levels past P5 are stride-2 3x3 convolutions on C5 (`on_input`).
 
     torchvision's FeaturePyramidNetwork numbers its modules from the first level it is given; here they are named by
@@ -22,7 +23,6 @@ class FeaturePyramid(nn.Module):
     def __init__(self, stage_channels: tuple[int, ...], first: int, last: int, channels: int = 256) -> None:
         super().__init__()
         self.first, self.last = first, last
-        self.backend = "auto"
         self.lateral = nn.ModuleDict({f"c{s}": nn.Conv2d(stage_channels[s - 2], channels, 1) for s in range(first, 6)})
         self.output = nn.ModuleDict({f"p{s}": nn.Conv2d(channels, channels, 3, padding=1) for s in range(first, 6)})
         self.extra = nn.ModuleDict(
@@ -37,7 +37,6 @@ class FeaturePyramid(nn.Module):
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
-        """C2..C5 -> P{first}..P{last}, finest first."""
         merged = self.lateral["c5"](stages[-1])
         outputs = [self.output["p5"](merged)]
         for s in range(4, self.first - 1, -1):

@@ -1,0 +1,90 @@
+"""The losses of the whole batch, from those of each rank's share of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoominnet.distill import Distiller
+from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.step import StepLosses
+from zoominnet.engine.stopping import STOP_SIGNALS, first_stop
+
+_FIRST_PART = 3 + len(STOP_SIGNALS)
+"""Where the distillation's sums begin: behind the two losses, the positive anchors and the signals."""
+
+
+@dataclass
+class GlobalLosses:
+    """Of the whole global batch, on any number of ranks.
+
+    Attributes:
+        loss: scalar of this rank, in the graph; the mean of its gradient over the ranks is the global loss' gradient.
+        weighted_distill: the distillation's part of it, None without a teacher.
+        sums: float64, what :meth:`read` makes values of; the same on every rank.
+    """
+
+    loss: Tensor
+    weighted_distill: Tensor | None
+    sums: Tensor
+
+    def read(self, distiller: Distiller | None, weight: float, ranks: Ranks) -> tuple[dict[str, Any], int | None]:
+        """The global losses and coverages, JSON-ready, and the signal that some rank has received; waits for the device."""
+        sums = self.sums.cpu()
+        classification, regression, positives, *stops = sums[:_FIRST_PART].tolist()
+        values: dict[str, Any] = {
+            "classification": classification / max(positives, 1),
+            "bbox_regression": regression / max(positives, 1),
+        }
+        values["loss"] = values["classification"] + values["bbox_regression"]
+        if distiller is not None:
+            part_sums, masked, coverage = _of_levels(sums, distiller)
+            parts = part_sums / masked.clamp(min=1)
+            level_losses = distiller.by_level(parts)
+            values["distill"] = float(distiller.over_levels(level_losses))
+            values["loss"] += weight * values["distill"]
+            values["distill_levels"] = level_losses.tolist()
+            if len(parts) > 1:
+                values |= {f"distill_{name}": part.tolist() for name, part in zip(distiller.losses, parts, strict=True)}
+            values["coverage"] = (coverage / ranks.size).tolist()
+        return values, first_stop(stops)
+
+
+def _of_levels(sums: Tensor, distiller: Distiller) -> tuple[Tensor, Tensor, Tensor]:
+    """Of N distillation losses on L levels the sums [N, L], masked positions [L], coverage [L]."""
+    table = sums[_FIRST_PART:].view(len(distiller.losses) + 2, -1)
+    return table[:-2], table[-2], table[-1]
+
+
+def combine_losses(
+    losses: StepLosses, distiller: Distiller | None, weight: float, ranks: Ranks, received: list[int]
+) -> GlobalLosses:
+    """Brings the ranks' shares of a batch together by one sum, before the backward pass.
+
+    Args:
+        losses: of this rank's share.
+        distiller, weight: of the distillation loss.
+        ranks: all processes.
+        received: signals that this one has received.
+    """
+    task, positives, distill = losses.task, losses.positives, losses.distill
+    own = [torch.stack([task["classification"], task["bbox_regression"]]).detach(), positives.view(1)]
+    flags = torch.tensor([number in received for number in STOP_SIGNALS])
+    own.append(flags.to(positives.device, non_blocking=True))  # else the host would wait here for the forward pass
+    if distill is not None:
+        own += [(distill.parts.detach() * distill.masked).flatten(), distill.masked, distill.coverage]
+    sums = ranks.sum(torch.cat([part.double() for part in own]))
+
+    # DDP takes the mean over the ranks, so each divides by the global count's share.
+    divisor = (sums[2].clamp(min=1) / ranks.size).float()
+    loss = task["classification"] / divisor + task["bbox_regression"] / divisor
+    weighted = None
+    if distill is not None and distiller is not None:
+        masked = _of_levels(sums, distiller)[1]
+        shares = ranks.size * distill.masked / masked.clamp(min=1)
+        weighted = weight * distiller.over_levels(distill.level_losses * shares.float())
+        loss = loss + weighted
+    return GlobalLosses(loss, weighted, sums)

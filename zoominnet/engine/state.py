@@ -1,0 +1,146 @@
+"""Everything of a training phase that its checkpoints hold, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from zoominnet.engine.checkpoint import CheckpointError, load_state, newest_checkpoint
+from zoominnet.engine.distributed import Ranks
+from zoominnet.models import RetinaNet
+
+if TYPE_CHECKING:
+    from zoominnet.engine.watchers import Watcher
+
+
+def whole_number(state: Mapping[str, Any], name: str) -> int:
+    """`state[name]`, a count.
+
+    Raises:
+        KeyError, ValueError: there is none, or it is not one.
+    """
+    value = state[name]
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {str(value)[:40]}")
+    return value
+
+
+class TrainingState:
+    """Model, optimiser, loss scaler, position and watchers.
+
+    Attributes:
+        step: optimiser steps done.
+        validation_due: the model is to be measured before the next step.
+        log_bytes: length of metrics.jsonl when the checkpoint was written.
+    """
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        watchers: Sequence[Watcher],
+        total_steps: int,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.watchers = model, optimizer, scaler, watchers
+        self.total_steps = total_steps
+        self.step = self.log_bytes = 0
+        self.validation_due = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Of the optimiser and the watchers; the model's own are its state dict."""
+        found = {
+            f"momentum.{i}": self.optimizer.state[parameter]["momentum_buffer"]
+            for i, parameter in enumerate(self._parameters())
+            if "momentum_buffer" in self.optimizer.state[parameter]
+        }
+        for watcher in self.watchers:
+            found |= {f"{type(watcher).__name__}.{name}": tensor for name, tensor in watcher.tensors().items()}
+        return found
+
+    def values(self, log_bytes: int) -> dict[str, Any]:
+        """The rest, JSON-ready."""
+        state: dict[str, Any] = {"step": self.step, "validation_due": self.validation_due, "log_bytes": log_bytes}
+        for watcher in self.watchers:
+            state |= watcher.state()
+        return {**state, "scaler": self.scaler.state_dict()}
+
+    def load(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Goes back to what the arguments hold: the model's state dict, :meth:`tensors` and :meth:`values`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError: they do not fit.
+        """
+        own = self.model.state_dict()
+        if odd := [name for name in own.keys() & model.keys() if model[name].dtype != own[name].dtype]:
+            raise ValueError(f"{min(odd)} is {model[min(odd)].dtype}, not {own[min(odd)].dtype}")
+        self.model.load_state_dict(model)
+        rest = dict(tensors)
+        for watcher in self.watchers:
+            prefix = f"{type(watcher).__name__}."
+            watcher.load_tensors({n.removeprefix(prefix): rest.pop(n) for n in tensors if n.startswith(prefix)})
+        self._load_momentum(rest)
+        self.scaler.load_state_dict(dict(values["scaler"]))
+        self.step, self.log_bytes = whole_number(values, "step"), whole_number(values, "log_bytes")
+        if self.step > self.total_steps:
+            raise ValueError(f"step {self.step} of {self.total_steps}")
+        self.validation_due = bool(values["validation_due"])
+        for watcher in self.watchers:
+            watcher.load_state(values)
+
+    def _parameters(self) -> list[Tensor]:
+        return self.optimizer.param_groups[0]["params"]
+
+    def _load_momentum(self, tensors: Mapping[str, Tensor]) -> None:
+        parameters = self._parameters()
+        unknown = tensors.keys() - {f"momentum.{i}" for i in range(len(parameters))}
+        if unknown or len(tensors) not in (0, len(parameters)):
+            raise ValueError(f"{len(tensors)} momentum tensors for {len(parameters)} parameters")
+        for i, parameter in enumerate(parameters):
+            if (momentum := tensors.get(f"momentum.{i}")) is not None:
+                if momentum.shape != parameter.shape or momentum.dtype != parameter.dtype:
+                    raise ValueError(f"momentum {i} is {momentum.dtype} {tuple(momentum.shape)}")
+                # in the layout that it has in a run without a stop, or a GPU would update the weights one by one
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+
+def restore(state: TrainingState, folder: Path, phase: str, ranks: Ranks, console: Console) -> bool:
+    """Takes `state` back to the newest whole checkpoint; says which damaged ones were passed over.
+
+    Args:
+        state: of a phase that has not begun.
+        folder: the phase's checkpoints.
+        phase: "teacher" or "student".
+        ranks: all take the checkpoint that the first one finds.
+        console: where to write.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        CheckpointError: it does not fit the phase.
+    """
+    path, problems = newest_checkpoint(folder) if ranks.first else (None, [])
+    for problem in problems:
+        console.print(f"[yellow]{phase}: passed over {escape(problem)}[/]")
+    name = ranks.share(path and path.name)  # what another node sees of the folder may be older
+    if name is None:
+        return False
+    path = folder / name
+    try:
+        state.load(*load_state(path))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: does not fit this {phase} ({' '.join(str(error).split())[:200]}); delete it to go on from "
+            "the one before, or start another run in a new --out"
+        ) from error
+    console.print(f"{phase}: going on from {escape(str(path))}, step {state.step}", highlight=False)
+    return True

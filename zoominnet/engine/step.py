@@ -1,0 +1,58 @@
+"""What one step computes: from a batch at the teacher's size to losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from zoominnet.data import student_images
+from zoominnet.distill import Distiller, DistillOutput
+from zoominnet.models import RetinaNet
+
+
+@dataclass
+class StepLosses:
+    """Of one rank's share of the batch.
+
+    Attributes:
+        task: "classification" and "bbox_regression", not divided by the number of positive anchors.
+        positives: that number, int64 scalar.
+        distill: None where the step has no teacher.
+        features: the model's pyramid outputs, for the measure of the gradients.
+    """
+
+    task: dict[str, Tensor]
+    positives: Tensor
+    distill: DistillOutput | None
+    features: list[Tensor]
+
+
+class TrainingModule(nn.Module):
+    """A model with its losses: from a batch at the teacher's size to losses, whichever size the model itself sees.
+
+    Args:
+        model: sees the batch at the scale that its architecture says.
+        distiller: None trains without a teacher.
+    """
+
+    def __init__(self, model: RetinaNet, distiller: Distiller | None) -> None:
+        super().__init__()
+        self.model = model
+        self.distiller = distiller
+
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]]) -> StepLosses:
+        """uint8 [B, 3, 2S, 2S] and targets in its pixels -> losses."""
+        full = images.float() / 255
+        x = full
+        if self.model.architecture.input_divisor == 2:
+            x = student_images(full)
+            targets = [{k: v / 2 if k in ("boxes", "ignored") else v for k, v in target.items()} for target in targets]
+        outputs = self.model.outputs(x)
+        assert outputs.predictions is not None
+        task, positives = self.model.loss_sums(outputs.predictions, targets)
+        distill = None
+        if self.distiller is not None:
+            boxes = [target["boxes"] for target in targets]
+            distill = self.distiller(outputs, self.distiller.teacher_outputs(full), outputs.predictions.grids, boxes)
+        return StepLosses(task, positives, distill, outputs.features)

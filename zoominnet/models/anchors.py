@@ -1,0 +1,46 @@
+"""The anchors of every cell and level (DESIGN section 2: side 3 x stride, three scales, three ratios)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from zoominnet.kernels import AnchorGrid
+from zoominnet.models.architectures import Architecture
+
+ANCHOR_SIDE_PER_STRIDE = 3  # octave_base_scale of the authors' configurations
+ANCHOR_SCALES = tuple(2 ** (octave / 3) for octave in range(3))
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
+ANCHORS_PER_CELL = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)
+
+
+def base_anchors(stride: int) -> Tensor:
+    """The K = 9 anchors of a cell of side `stride` px: float32[9, 4] around 0, ratios outermost."""
+    sides = [
+        (side / math.sqrt(ratio), side * math.sqrt(ratio))
+        for ratio in ANCHOR_RATIOS
+        for side in (ANCHOR_SIDE_PER_STRIDE * stride * scale for scale in ANCHOR_SCALES)
+    ]
+    return torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides])
+
+
+class Anchors(nn.Module):
+    """The anchor grids of an architecture's levels for any input; on the model's device, in no checkpoint."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        for i, stride in enumerate(architecture.strides):
+            self.register_buffer(f"base_{i}", base_anchors(stride), persistent=False)
+
+    def forward(self, height: int, width: int) -> list[AnchorGrid]:
+        """The levels' grids for an input of `height` x `width` px, multiples of 32."""
+        grids = []
+        for i, (level, stride) in enumerate(zip(self.architecture.levels, self.architecture.strides, strict=True)):
+            shape = (-(-height // 2**level), -(-width // 2**level))
+            if self.architecture.upsample_head:
+                shape = (2 * shape[0], 2 * shape[1])
+            grids.append(AnchorGrid(getattr(self, f"base_{i}"), (float(stride), float(stride)), shape))
+        return grids

@@ -1,0 +1,92 @@
+"""What a backbone, a neck and a head are to the rest; each kind has a folder, whose `__init__` names what there is.
+
+Sizes in shapes: B images, K anchors a cell, C channels, H x W the input in px.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from zoominnet.kernels import AnchorGrid
+
+LaPredictor = Literal["plain", "phase"]
+"""How LA predicts: "plain" convolves the upsampled map, "phase" gives the same values from the small one."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Raw outputs, a tensor a level: logits [B, H*W*K, C] and deltas [B, H*W*K, 4], with the levels' anchors."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    grids: list[AnchorGrid]
+
+
+Part = Literal["features", "towers", "predictions"]
+"""What a model makes of images, each from the one before."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model made of a batch, as far as it was asked to go; the rest is None.
+
+    Attributes:
+        features: the pyramid's outputs [B, C, h, w], finest first.
+        towers: the classification and the regression tower's outputs, of the same shapes.
+        predictions: see there.
+    """
+
+    features: list[Tensor]
+    towers: tuple[list[Tensor], list[Tensor]] | None = None
+    predictions: Predictions | None = None
+
+
+class Backbone(nn.Module):
+    """Images to the maps of four stages. Made by ``BACKBONES[name](stride_in_1x1=, frozen_stages=, norm_eval=)``.
+
+    Attributes:
+        channels: of C2, C3, C4 and C5.
+    """
+
+    channels: tuple[int, int, int, int]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised [B, 3, H, W] -> C2, C3, C4, C5 at strides 4, 8, 16, 32."""
+        raise NotImplementedError
+
+
+class Neck(nn.Module):
+    """The stages' maps to a pyramid. Made by ``NECKS[name](stage_channels, first, last, channels)``.
+
+    Attributes:
+        backend: of the kernels that it calls.
+    """
+
+    backend: str = "auto"
+
+    def forward(self, stages: list[Tensor]) -> list[Tensor]:
+        """C2..C5 -> P{first}..P{last}, [B, channels, H / 2^l, W / 2^l] each (rounded up), finest first."""
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """A pyramid to predictions. Made by ``HEADS[name](num_classes, num_anchors, depth, channels, upsample=)``."""
+
+    def set_backend(self, backend: str) -> None:
+        """Chooses the backend of the kernels that it calls."""
+        raise NotImplementedError
+
+    def set_la_predictor(self, form: LaPredictor) -> None:
+        """Chooses the form of LA's predictors; a head without LA takes no notice."""
+        raise NotImplementedError
+
+    def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The classification and the regression tower's output, a tensor a level each."""
+        raise NotImplementedError
+
+    def predict_levels(self, towers: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Tower outputs -> logits [B, H*W*K, classes] and deltas [B, H*W*K, 4], a tensor a level each."""
+        raise NotImplementedError

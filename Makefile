@@ -33,6 +33,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	git ls-files '*.c' '*.cpp' '*.cu' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 # Needs uv (pip install uv). Versions and hashes for every Python from 3.11 and every platform.
 lock:

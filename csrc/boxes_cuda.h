@@ -1,5 +1,5 @@
-// Boxes and anchors in CUDA kernels. What kernels need to know of them travels as a kernel's argument, by value: nothing
-// is copied to the device and nothing waits for it.
+// Boxes and anchors in CUDA kernels. What kernels need to know of them travels as a kernel's argument, by value:
+// nothing is copied to the device and nothing waits for it.
 #pragma once
 
 #include <limits>
@@ -75,8 +75,8 @@ struct Level {
   __device__ __forceinline__ int64_t cells() const { return static_cast<int64_t>(height) * width; }
 };
 
-// The levels of a pyramid. A warp's task is one tile of a box: those anchors of a row, 32 at a time, that are left to the
-// warp when the level's tiles share out the columns that the box can touch; and all rows that it can touch.
+// The levels of a pyramid. A warp's task is one tile of a box: those anchors of a row, 32 at a time, that are left to
+// the warp when the level's tiles share out the columns that the box can touch; and all rows that it can touch.
 struct Grids {
   Level levels[kMaxLevels];
   int L, tiles;            // tiles of a box, in all levels
@@ -126,7 +126,7 @@ inline Grids read_grids(const Tensor& boxes, const std::vector<Tensor>& base_anc
 
 // Some neighbouring images of a batch.
 struct Images {
-  int64_t first;                      // of the batch
+  int64_t first;  // of the batch
   int count;
   int64_t first_box[kMaxImages + 1];  // of each image, and the end of the last, among G
 
@@ -287,14 +287,8 @@ inline DenseAnchors read_dense_anchors(const Tensor& boxes, const Tensor& anchor
     return {anchors.const_data_ptr(), 0, anchors.stride(0), 0, anchors.stride(1), anchors.size(0), 1, anchors.size(0),
             anchors.scalar_type()};
   }
-  return {anchors.const_data_ptr(),
-          anchors.stride(0),
-          anchors.stride(1),
-          anchors.stride(2),
-          anchors.stride(3),
-          anchors.size(1),
-          anchors.size(2),
-          anchors.size(0) * anchors.size(1),
+  return {anchors.const_data_ptr(), anchors.stride(0), anchors.stride(1), anchors.stride(2),
+          anchors.stride(3),        anchors.size(1),   anchors.size(2),   anchors.size(0) * anchors.size(1),
           anchors.scalar_type()};
 }
 
@@ -305,9 +299,9 @@ __device__ __forceinline__ T iou_of(const Box<T>& anchor, const Box<T>& box) {
   return inter > 0 ? iou(inter, area(anchor), area(box)) : T{};
 }
 
-// Calls `visit(g, iou)`, in ascending order, for those boxes g from `first` to before `end` that may overlap the anchor of
-// a lane; `iou` is that of the lane's own anchor, which is sanitized. All lanes of the warp must call it, and all of them
-// call `visit`.
+// Calls `visit(g, iou)`, in ascending order, for those boxes g from `first` to before `end` that may overlap the anchor
+// of a lane; `iou` is that of the lane's own anchor, which is sanitized. All lanes of the warp must call it, and all of
+// them call `visit`.
 template <class T, class Visit>
 __device__ __forceinline__ void visit_boxes(const BoxArray& boxes, int64_t first, int64_t end, const Box<T>& anchor,
                                             const Visit& visit) {

@@ -1,5 +1,5 @@
-// The anchors of a pyramid's levels on the CPU: coordinates for each row and each column, and the run of rows or columns
-// whose anchors can touch a box. There are H * W * K anchors, but only (H + W) * K coordinates.
+// The anchors of a pyramid's levels on the CPU: coordinates for each row and each column, and the run of rows or
+// columns whose anchors can touch a box. There are H * W * K anchors, but only (H + W) * K coordinates.
 #pragma once
 
 #include <algorithm>
@@ -111,8 +111,9 @@ class Grids {
   }
 };
 
-// Calls `visit(i, j, iou)` for the cells in rows [rows.begin, rows.end) whose anchor k can touch the box: row i, columns
-// j to j + 7, and the IoU of the box with their anchors, which is 0 past the last column. No j is greater than `last`.
+// Calls `visit(i, j, iou)` for the cells in rows [rows.begin, rows.end) whose anchor k can touch the box: row i,
+// columns j to j + 7, and the IoU of the box with their anchors, which is 0 past the last column. No j is greater than
+// `last`.
 template <class T, class Visit>
 ZOOMINNET_INLINE void visit_cells(const GridLevel<T>& level, size_t k, const Box<T>& box, Range rows, int64_t last,
                                   const Visit& visit) {

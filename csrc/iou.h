@@ -1,5 +1,5 @@
-// The IoU of anchors and boxes, for CPU and CUDA. The contract stands in kernels/akdp_mask/reference.py: every operation
-// is rounded by itself, so this must be compiled without fused multiply-add.
+// The IoU of anchors and boxes, for CPU and CUDA. The contract stands in kernels/akdp_mask/reference.py: every
+// operation is rounded by itself, so this must be compiled without fused multiply-add.
 //
 // T is float or double, or in CPU code eight of them at a time (lanes.h).
 #pragma once

@@ -22,7 +22,8 @@ template <class T>
 using Lanes = typename LanesOf<T>::type;
 
 // `run_best<Body>(...)` calls `Body::run(...)`, compiled for the best instruction set of the processor. Everything that
-// it calls must be inlined into it. ZOOMINNET_BASELINE_ONLY leaves one version, for slow builds such as with sanitizers.
+// it calls must be inlined into it. ZOOMINNET_BASELINE_ONLY leaves one version, for slow builds such as with
+// sanitizers.
 template <class Body, class... Args>
 void run_baseline(Args&... args) {
   Body::run(args...);
@@ -108,7 +109,8 @@ ZOOMINNET_INLINE To cast_bits(const T& from) {
   return to;
 }
 
-// Into the second-level cache: data that the processor would not foresee, or not early enough. The address need not exist.
+// Into the second-level cache: data that the processor would not foresee, or not early enough. The address need not
+// exist.
 ZOOMINNET_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 // float16 or bfloat16 to float32, by the bits, since no instruction for it is in every instruction set.

@@ -1,8 +1,8 @@
 // What every CUDA file needs: PyTorch's current stream, checked launches, sums over a warp and a block.
 //
-// Kernels run in blocks of kThreads threads, in one dimension. A block, or a warp, takes one task after the other, so any
-// number of blocks is right. Whatever a block needs to enter a loop with __syncthreads() is the same for all its threads,
-// and whatever a warp needs to enter one with a shuffle for all its lanes.
+// Kernels run in blocks of kThreads threads, in one dimension. A block, or a warp, takes one task after the other, so
+// any number of blocks is right. Whatever a block needs to enter a loop with __syncthreads() is the same for all its
+// threads, and whatever a warp needs to enter one with a shuffle for all its lanes.
 #pragma once
 
 #include <cuda_runtime.h>

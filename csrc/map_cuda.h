@@ -69,8 +69,8 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* from, int64_t stride) {
 template <int N, bool packed, class T>
 __device__ __forceinline__ void store_pack(T* to, int64_t stride, const Pack<T, N>& pack) {
   if constexpr (packed) {
-    // An assignment, of a uint4 too, would be taken apart into its values. This is a store of the ordinary kind (.wb) in
-    // one instruction: what is written, the next kernel reads, so that no other level of the cache is better.
+    // An assignment, of a uint4 too, would be taken apart into its values. This is a store of the ordinary kind (.wb)
+    // in one instruction: what is written, the next kernel reads, so that no other level of the cache is better.
     using Word = std::conditional_t<sizeof(pack) == 16, uint4, uint2>;
     static_assert(sizeof(Word) == sizeof(pack));
     Word word;

@@ -248,9 +248,7 @@ Outputs akdp_mask_of_tensor(const Tensor& boxes_tensor, const std::vector<int64_
   const int64_t parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
   std::vector<VisitedSums<T>> sums(B * blocks);  // [B, blocks]
   std::vector<T> maxima(parts * G);              // [parts, G]
-  const auto cells_of = [&](int64_t block) {
-    return Range{block * step, std::min((block + 1) * step, cells)};
-  };
+  const auto cells_of = [&](int64_t block) { return Range{block * step, std::min((block + 1) * step, cells)}; };
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     AnchorBlock<T> block(step * K);
     for (int64_t part = begin; part < end; ++part) {

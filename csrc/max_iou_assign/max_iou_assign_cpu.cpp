@@ -141,7 +141,8 @@ void assign_grids(const std::vector<GridLevel<T>>& levels, const Box<T>* boxes, 
       };
       for (const GridLevel<T>& level : levels) {
         const int64_t per_row = level.width * level.xs.size();
-        std::fill(level_assigned + rows_of(level).begin * per_row, level_assigned + rows_of(level).end * per_row, kBelow);
+        std::fill(level_assigned + rows_of(level).begin * per_row, level_assigned + rows_of(level).end * per_row,
+                  kBelow);
         level_assigned += level.anchors();
       }
       for (const Slice<T>& slice : slices) {

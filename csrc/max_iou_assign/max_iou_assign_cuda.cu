@@ -7,9 +7,9 @@
 namespace zoominnet {
 namespace {
 
-// The anchors of grids keep their best match in the output as a key, which atomicMin can lower: the inverted bits of the
-// IoU, and for float32 below them the index of the box, so that of equal boxes the first wins. IoUs are at most 1, so
-// the highest bit of a key is 1 until it is cleared for an anchor that a box keeps as its best. An anchor without
+// The anchors of grids keep their best match in the output as a key, which atomicMin can lower: the inverted bits of
+// the IoU, and for float32 below them the index of the box, so that of equal boxes the first wins. IoUs are at most 1,
+// so the highest bit of a key is 1 until it is cleared for an anchor that a box keeps as its best. An anchor without
 // overlap has all bits set.
 using Key = unsigned long long;
 constexpr Key kNoMatch = ~Key{0}, kNotKept = Key{1} << 63;
@@ -139,8 +139,8 @@ __global__ __launch_bounds__(kThreads) void resolve_kernel(const __grid_constant
       if (key != kNoMatch) {
         T best;
         iou_of_key(key, best);
-        const int64_t box = static_cast<int64_t>(std::is_same_v<T, float> ? key & 0xffffffffu
-                                                                          : problem.first_boxes[first + a]);
+        const int64_t box =
+            static_cast<int64_t>(std::is_same_v<T, float> ? key & 0xffffffffu : problem.first_boxes[first + a]);
         assigned = key & kNotKept ? problem.thresholds.decide(best, box) : box;
       }
       if (assigned != static_cast<int64_t>(key)) {

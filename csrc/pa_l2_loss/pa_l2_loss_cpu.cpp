@@ -17,9 +17,7 @@ struct Group {
   int64_t i, j;
   int8_t masked[4][kLanes];  // for each phase, -1 where masked, else 0
 
-  bool any(int64_t lane) const {
-    return masked[0][lane] | masked[1][lane] | masked[2][lane] | masked[3][lane];
-  }
+  bool any(int64_t lane) const { return masked[0][lane] | masked[1][lane] | masked[2][lane] | masked[3][lane]; }
 };
 
 static_assert(sizeof(Group) == 64);  // a line of the cache: they are read once more for each channel
@@ -44,7 +42,8 @@ struct Problem {
 
   // Of an image: how many groups are in rows before row i.
   int64_t first_group(int64_t b, int64_t i) const {
-    const auto first = std::partition_point(groups[b].begin(), groups[b].end(), [&](const Group& g) { return g.i < i; });
+    const auto first =
+        std::partition_point(groups[b].begin(), groups[b].end(), [&](const Group& g) { return g.i < i; });
     return first - groups[b].begin();
   }
 
@@ -79,7 +78,10 @@ struct Problem {
               continue;
             }
             Group group{i * student.stride(2) + j * student.stride(3),
-                        step * (i * teacher.stride(2) + j * teacher.stride(3)), i, j, {}};
+                        step * (i * teacher.stride(2) + j * teacher.stride(3)),
+                        i,
+                        j,
+                        {}};
             for (int64_t p = 0; p < phases; ++p) {
               const Lanes<int8_t> masked = of_phase[p] != 0;
               store_lanes(group.masked[p], masked);
@@ -104,7 +106,8 @@ ZOOMINNET_INLINE Lanes<T> keep_masked(const Lanes<T>& x, const int8_t* masked) {
   return cast_bits<Lanes<T>>(cast_bits<LaneMask<T>>(x) & mask);
 }
 
-// S - T at each phase of eight cells or of eight channels of a cell, times the scale of the gradient; 0 where not masked.
+// S - T at each phase of eight cells or of eight channels of a cell, times the scale of the gradient; 0 where not
+// masked.
 template <class T, int64_t phases>
 struct Terms {
   Lanes<T> of_phase[phases];
@@ -222,8 +225,8 @@ ZOOMINNET_INLINE void set_zero(T* to, int64_t stride, int64_t count) {
 // The gradient of one row or channel of an image.
 template <class In>
 struct DifferentiatePiece {
-  static ZOOMINNET_INLINE void run(const In& in, const int64_t& b, const int64_t& piece,
-                                   const typename In::Wide& scale, const Map<typename In::Element>& grad) {
+  static ZOOMINNET_INLINE void run(const In& in, const int64_t& b, const int64_t& piece, const typename In::Wide& scale,
+                                   const Map<typename In::Element>& grad) {
     using Wide = typename In::Wide;
     const Problem& problem = in.problem;
     const std::vector<Group>& groups = problem.groups[b];
@@ -287,9 +290,8 @@ std::tuple<Tensor, Tensor> pa_l2_loss_cpu(const Tensor& student, const Tensor& t
   dispatch_inputs(problem, student, teacher, [&](const auto& in) {
     using In = std::decay_t<decltype(in)>;
     std::vector<double> sums(problem.B * in.pieces());
-    for_pieces(in, [&](int64_t b, int64_t piece) {
-      run_best<SumPiece<In>>(in, b, piece, sums[b * in.pieces() + piece]);
-    });
+    for_pieces(in,
+               [&](int64_t b, int64_t piece) { run_best<SumPiece<In>>(in, b, piece, sums[b * in.pieces() + piece]); });
     double sum = 0;
     for (const double of_piece : sums) {
       sum += of_piece;

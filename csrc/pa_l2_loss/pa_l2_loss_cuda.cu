@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kMaxSumBlocks = 2048;
 
-// Neighbouring cells that a thread takes where maps can be read in packs along the rows. With four positions a cell, more
-// would not fit in its registers.
+// Neighbouring cells that a thread takes where maps can be read in packs along the rows. With four positions a cell,
+// more would not fit in its registers.
 template <class T>
 constexpr int columns_of(int64_t step) {
   return step == 1 ? kPack<T> : 4;
@@ -80,7 +80,8 @@ struct Masked {
       : of_cell{} {
     for (int r = 0; r < step; ++r) {
       const uint8_t* const from = mask.at(b, 0, step * i + r, step * j);
-      const auto row = packed ? load_pack<step * cells, true>(from, 1) : load_pack<step * cells, false>(from, mask.column);
+      const auto row =
+          packed ? load_pack<step * cells, true>(from, 1) : load_pack<step * cells, false>(from, mask.column);
       for (int n = 0; n < step * cells; ++n) {
         of_cell[n / step] |= static_cast<unsigned>(row.values[n] != 0) << (r * step + n % step);
       }
@@ -155,8 +156,8 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void columns_kernel(Inputs<T>
         for (int cell = 0; cell < cells; ++cell) {
           for (int p = 0; p < step * step; ++p) {
             if (masked.of_cell[cell] >> p & 1) {
-              differences[cell].of_phase[p] = widen(student[n].values[cell]) -
-                                              widen(teacher[n][p / step].values[cell * step + p % step]);
+              differences[cell].of_phase[p] =
+                  widen(student[n].values[cell]) - widen(teacher[n][p / step].values[cell * step + p % step]);
             }
           }
         }
@@ -223,8 +224,7 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void channels_kernel(Inputs<T
       }
       for (int p = 0; p < step * step; ++p) {
         if (c < in.C && masked >> p & 1) {
-          teacher[n][p] =
-              load_pack<kChannels, true>(in.teacher.at(b, c, step * i + p / step, step * j + p % step), 1);
+          teacher[n][p] = load_pack<kChannels, true>(in.teacher.at(b, c, step * i + p / step, step * j + p % step), 1);
         }
       }
     }
@@ -235,8 +235,7 @@ __global__ __launch_bounds__(kThreads, kMinBlocks) void channels_kernel(Inputs<T
       for (int channel = 0; channel < kChannels; ++channel) {
         for (int p = 0; p < step * step; ++p) {
           if (masked >> p & 1) {
-            differences[channel].of_phase[p] =
-                widen(student[n].values[channel]) - widen(teacher[n][p].values[channel]);
+            differences[channel].of_phase[p] = widen(student[n].values[channel]) - widen(teacher[n][p].values[channel]);
           }
         }
       }
@@ -296,8 +295,8 @@ int64_t launch_kernel(const Stream& stream, const Inputs<T>& in, Order order, co
   }
   constexpr int kCells = columns_of<T>(step);
   const int64_t positions = in.B * in.h * (order == Order::kColumns ? in.w / kCells : in.w);
-  // So few channels for a thread that there are about 2^18 of them, but not less than 4, and as many as are asked for at
-  // a time, or a multiple of that.
+  // So few channels for a thread that there are about 2^18 of them, but not less than 4, and as many as are asked for
+  // at a time, or a multiple of that.
   const int64_t chunks = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(positions, 1), 1, divide_up(in.C + 1, 4));
   const int64_t channels = std::max<int64_t>(divide_up(divide_up(in.C, chunks), kAhead<step>), 1) * kAhead<step>;
   const int64_t items = positions * std::max<int64_t>(divide_up(in.C, channels), 1);
@@ -380,8 +379,7 @@ Tensor pa_l2_loss_backward_cuda(const Tensor& grad_out, const Tensor& student, c
   dispatch_floating("student", student.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     Problem<T> problem(student, teacher, mask, step);
-    Results<T> results{nullptr, write_map<T>(result),
-                       static_cast<const Accumulated<T>*>(grad_out.const_data_ptr()),
+    Results<T> results{nullptr, write_map<T>(result), static_cast<const Accumulated<T>*>(grad_out.const_data_ptr()),
                        static_cast<const int64_t*>(count.const_data_ptr()), channel_mean};
     problem.order.include(results.grad, result, problem.columns());
     problem.template launch<true>(stream, results);

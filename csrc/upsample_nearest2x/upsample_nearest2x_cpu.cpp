@@ -10,7 +10,8 @@ namespace {
 
 struct Sizes {
   int64_t B, C, H, W;
-  bool along_channels;  // lanes along the channels and work cut into rows, not lanes along rows and work cut into channels
+  bool along_channels;  // lanes along the channels and work cut into rows, not lanes along rows and work cut into
+                        // channels
 
   int64_t pieces() const { return along_channels ? H : C; }
   int64_t grain() const { return (1 << 14) / (C * H * W / std::max<int64_t>(pieces(), 1) + 1) + 1; }
@@ -103,10 +104,10 @@ struct DownsamplePiece {
         }
         for (; c < sizes.C; c += kLanes) {
           const int64_t count = std::min(kLanes, sizes.C - c), at = c * grad_out.channel;
-          const auto upper = load_wide(from[0] + at, grad_out.channel, count) +
-                             load_wide(from[1] + at, grad_out.channel, count);
-          const auto lower = load_wide(from[2] + at, grad_out.channel, count) +
-                             load_wide(from[3] + at, grad_out.channel, count);
+          const auto upper =
+              load_wide(from[0] + at, grad_out.channel, count) + load_wide(from[1] + at, grad_out.channel, count);
+          const auto lower =
+              load_wide(from[2] + at, grad_out.channel, count) + load_wide(from[3] + at, grad_out.channel, count);
           store_narrow(to + c * grad.channel, grad.channel, count, upper + lower);
         }
       }

@@ -91,8 +91,8 @@ __global__ __launch_bounds__(kThreads) void downsample_columns_kernel(Sizes size
     const auto lower = load_pack<2 * cells, packed>(grad_out.at(b, c, 2 * i + 1, 2 * j), grad_out.column);
     Pack<T, cells> sum;
     for (int n = 0; n < cells; ++n) {
-      sum.values[n] = sum_of_four(upper.values[2 * n], upper.values[2 * n + 1], lower.values[2 * n],
-                                  lower.values[2 * n + 1]);
+      sum.values[n] =
+          sum_of_four(upper.values[2 * n], upper.values[2 * n + 1], lower.values[2 * n], lower.values[2 * n + 1]);
     }
     store_pack<cells, packed>(grad.at(b, c, i, j), grad.column, sum);
   }
@@ -111,8 +111,8 @@ __global__ __launch_bounds__(kThreads) void downsample_channels_kernel(Sizes siz
       of_phase[p] = load_pack<kChannels, true>(grad_out.at(b, c, 2 * i + p / 2, 2 * j + p % 2), 1);
     }
     for (int n = 0; n < kChannels; ++n) {
-      sum.values[n] = sum_of_four(of_phase[0].values[n], of_phase[1].values[n], of_phase[2].values[n],
-                                  of_phase[3].values[n]);
+      sum.values[n] =
+          sum_of_four(of_phase[0].values[n], of_phase[1].values[n], of_phase[2].values[n], of_phase[3].values[n]);
     }
     store_pack<kChannels, true>(grad.at(b, c, i, j), 1, sum);
   }

@@ -1,7 +1,8 @@
 // Stands in for the CUDA runtime's header so that a C++ compiler turns the CUDA files of csrc/ into code for the CPU,
 // registered for CPU tensors. Each CUDA thread is a coroutine; the threads of a block take turns, in one order and in
 // the other by turns, and blocks run one after the other. A turn ends at a barrier, where a thread waits for its block,
-// or at a shuffle, where it waits for its warp. If they do not all come, the process ends. Only what csrc/ uses is here.
+// or at a shuffle, where it waits for its warp. If they do not all come, the process ends. Only what csrc/ uses is
+// here.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -134,7 +135,8 @@ inline void run_block() {
   }
 }
 
-// The values of the threads of a warp. They stay for one turn more, in which some threads may be at their next exchange.
+// The values of the threads of a warp. They stay for one turn more, in which some threads may be at their next
+// exchange.
 template <class T>
 const T* exchange(T value) {
   static T slots[2][1024];

@@ -15,7 +15,8 @@ from rich.console import Console
 from zoominnet.command import make_console, run_command
 from zoominnet.config import PROFILES, ConfigError, TrainConfig
 from zoominnet.engine.distributed import join_ranks, mark_refused, refused_before
-from zoominnet.engine.run import CONFIG_FILE, Run
+from zoominnet.engine.folder import CONFIG_FILE
+from zoominnet.engine.run import Run
 from zoominnet.engine.stopping import Interrupted
 from zoominnet.engine.watchers.skips import DivergedError
 from zoominnet.errors import EXIT_USER_ERROR

@@ -31,8 +31,8 @@ from zoominnet.data.records import DataReport
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.folder import changes_in_data, describe_data
 from zoominnet.engine.losses import GlobalLosses, combine_losses
-from zoominnet.engine.run import changes_in_data, describe_data
 from zoominnet.engine.step import TrainingModule
 from zoominnet.engine.trainer import Phase
 from zoominnet.kernels import available_backends, max_iou_assign

@@ -26,9 +26,11 @@ from zoominnet.data import __main__ as data_command
 from zoominnet.data.records import DataReport
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import ModelInfo, list_checkpoints, load_model
+from zoominnet.engine.checks import check_teacher_fits
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.folder import evaluation_command
 from zoominnet.engine.inference import no_detections
-from zoominnet.engine.run import Run, check_teacher_fits, evaluation_command
+from zoominnet.engine.run import Run
 from zoominnet.engine.trainer import Validation
 from zoominnet.engine.watchers.gradient_ratio import gradient_ratio
 from zoominnet.errors import UserError

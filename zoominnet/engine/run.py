@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
 import platform
 import random
-import shlex
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -30,18 +26,27 @@ from zoominnet.data import DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
 from zoominnet.doctor import installed_version
-from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
+from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.checks import check_memory, check_teacher_fits, choose_backends
 from zoominnet.engine.distributed import Ranks, launch_warnings
+from zoominnet.engine.folder import (
+    CONFIG_FILE,
+    DATA_FILE,
+    RESULT_FILE,
+    changes_in_data,
+    describe_data,
+    evaluation_command,
+    lock_folder,
+    part_file,
+    write_json,
+)
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
-from zoominnet.kernels import BackendUnavailableError, available_backends, choose_backend
-from zoominnet.models import ARCHITECTURES, TEACHER, RetinaNet, build_model, load_weights
+from zoominnet.models import TEACHER, RetinaNet, build_model, load_weights
 from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
 from zoominnet.models.weights import read_stride_in_1x1
 
-CONFIG_FILE, DATA_FILE, RESULT_FILE, LOCK_FILE = "config.json", "data.json", "result.json", ".lock"
-PARTS_FOLDER = "parts"
 RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
 """A teacher below this share of the AP it had when it was trained is reported as suspicious."""
 
@@ -86,7 +91,7 @@ class Run:
         Returns:
             What ``result.json`` holds: one row a model, under "teacher" and "student".
         """
-        with self._lock_folder() if self.ranks.first else nullcontext():
+        with self._lock() if self.ranks.first else nullcontext():
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -128,34 +133,8 @@ class Run:
         self.say(f"next:    {evaluation_command(config, best, image_root)}")
         return result
 
-    def _lock_folder(self) -> IO[str]:
-        """Refuses an --out that is in use, holds another run or cannot be written, before anything is loaded.
-
-        Returns:
-            The file whose lock is held while it is open. The lock is this process's alone (its children do not inherit
-            it) and ends with it, however it ends.
-        """
-        out = self.config.out
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=out):
-                pass
-            lock = (out / LOCK_FILE).open("a")
-        except OSError as error:
-            raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            if not isinstance(error, BlockingIOError | PermissionError):
-                raise ConfigError(f"--out {out}: cannot be locked ({error.strerror}); name another folder") from error
-            raise ConfigError(
-                f"--out {out}: another run is at work in it; wait for its end, or name another folder"
-            ) from error
-        if not self.config.resume and not self.ranks.begun and (out / CONFIG_FILE).exists():
-            lock.close()
-            raise ConfigError(f"--out {out}: holds a run already; go on with it by --resume, or name another folder")
-        return lock
+    def _lock(self) -> IO[str]:
+        return lock_folder(self.config.out, new=not self.config.resume and not self.ranks.begun)
 
     def _write_config(self) -> None:
         """From here on the folder holds a run; written whole or not at all, once everything is known to be usable, and
@@ -166,11 +145,7 @@ class Run:
                 part_file(out, part.name).parent.mkdir(exist_ok=True)
                 write_coco(part, part_file(out, part.name), overwrite=True)
             for name, content in ((DATA_FILE, self.data), (CONFIG_FILE, self.config.as_dict())):
-                temporary = (out / name).with_suffix(".writing")
-                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-                fsync(temporary)
-                os.replace(temporary, out / name)
-            fsync(out)
+                write_json(out / name, content)
         self.ranks.mark_begun()
 
     def _header(self) -> Table:
@@ -352,155 +327,9 @@ class Run:
         return table
 
 
-def check_memory(config: TrainConfig, device: torch.device, processes: int) -> None:
-    """Refuses sizes that can never fit, which would take all memory and a long time before that shows.
-
-    What is counted is less than any run takes: a batch as bytes and as float32; weights, gradients and momentum of the
-    eight 3x3 convolutions that every model has at least.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    batch = config.batch_size // processes * 3 * config.teacher_size**2 * (1 + 4)
-    weights = 8 * 9 * config.channels**2 * 4 * 3
-    memory = memory_of(device)
-    for needed, what, remedy in (
-        (batch, f"--batch-size: {config.batch_size} images of {config.teacher_size} px", "it or --image-size"),
-        (weights, f"--channels: models of {config.channels} channels", "it"),
-    ):
-        if needed > memory:
-            raise ConfigError(
-                f"{what} take over {needed / 2**30:.0f} GiB, {device} has {memory / 2**30:.0f}; lower {remedy}"
-            )
-
-
-def memory_of(device: torch.device) -> int:
-    """All memory of a GPU, or of the machine, bytes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:
-    """The backend of each op on "cpu" or "cuda": the reference, or with --fused-kernels a fast one, never the reference.
-
-    Raises:
-        ConfigError: an op has no fast backend here; the message has the reason.
-    """
-    operations = available_backends(device_type)
-    if not config.fused_kernels:
-        return dict.fromkeys(operations, "reference")
-    try:
-        return {op: choose_backend(op, "fused", device_type) for op in operations}  # what the models will get
-    except BackendUnavailableError as error:
-        raise ConfigError(f"--fused-kernels: {error}") from error
-
-
-def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[str, ...]) -> None:
-    """Refuses a teacher that the run cannot use.
-
-    Raises:
-        ConfigError: naming what differs and the remedy.
-    """
-    what = f"--teacher {config.teacher}"
-    if ARCHITECTURES[info.name].pairing is not None:
-        raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
-    if info.backbone != config.backbone:
-        raise ConfigError(
-            f"{what}: its backbone is {info.backbone}, this run's {config.backbone}; "
-            f"give --backbone {info.backbone} or another teacher"
-        )
-    if info.neck != config.neck:
-        raise ConfigError(
-            f"{what}: its neck is {info.neck}, this run's {config.neck}; give --neck {info.neck} or another teacher"
-        )
-    if info.image_size != config.teacher_size:
-        raise ConfigError(
-            f"{what}: trained at {info.image_size} px, but twice --image-size is {config.teacher_size} px; "
-            f"give --image-size {info.image_size // 2} or another teacher"
-        )
-    if info.channels != config.channels:
-        raise ConfigError(
-            f"{what}: its maps have {info.channels} channels, this run's {config.channels}; "
-            f"give --channels {info.channels} or another teacher"
-        )
-    if info.resize != config.resize:
-        raise ConfigError(
-            f"{what}: trained with --resize {info.resize}, this run has {config.resize}; give --resize {info.resize} or "
-            "another teacher"
-        )
-    check_same_classes(what, info.class_names, class_names, config.data)
-
-
-def part_file(out: Path, part: str) -> Path:
-    """Where a run keeps one part of its data, "train" or "val", where it divided them itself: a COCO json."""
-    return out / PARTS_FOLDER / f"instances_{part}.json"
-
-
-def evaluation_command(config: TrainConfig, checkpoint: Path, image_root: Path | None = None) -> str:
-    """The command line that measures `checkpoint` on what the run validated on.
-
-    Args:
-        image_root: the folder of the images, where the run divided its data itself and so keeps the parts.
-    """
-    words = ["python", "-m", "zoominnet.evaluate", str(checkpoint)]
-    if image_root is not None:
-        return shlex.join([*words, "--data", str(part_file(config.out, "val")), "--images", str(image_root)])
-    words += ["--data", config.data, "--split", config.val_split]
-    if config.data == "synthetic":
-        words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(config.seed)]
-    if config.data_format != "auto":
-        words += ["--data-format", config.data_format]
-    if config.images is not None:
-        words += ["--images", config.images]
-    if config.frame_step != 1:
-        words += ["--frame-step", str(config.frame_step)]
-    if config.keep_doubtful:
-        words += ["--keep-doubtful"]
-    return shlex.join(words)
-
-
 def describe(model: RetinaNet) -> dict[str, Any]:
     """What a model costs."""
     return {"image_size": model.image_size, **cost_of(model)}
-
-
-def describe_data(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """What a run is trained on, JSON-ready: by purpose of the split, its name, images, boxes and a SHA-256 of them all."""
-    found = {}
-    for purpose, split in splits.items():
-        digest = hashlib.sha256(repr(split.class_names).encode())
-        for record in split.records:
-            digest.update(repr((record.image_id, record.width, record.height)).encode())
-            for array in (record.boxes, record.labels, record.ignored, record.ignored_labels):
-                digest.update(array.tobytes())
-        boxes = sum(len(record.boxes) for record in split.records)
-        found[purpose] = {
-            "split": split.name,
-            "images": len(split.records),
-            "boxes": boxes,
-            "sha256": digest.hexdigest(),
-        }
-    return found
-
-
-def changes_in_data(path: Path, now: dict[str, Any]) -> list[str]:
-    """One line for each split that is not what it was when the run began.
-
-    Args:
-        path: what the run wrote of :func:`describe_data` then.
-        now: the same of its data now.
-    """
-    try:
-        then = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            f"the {purpose} data have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
-            f"{new['images']} with {new['boxes']} now"
-            for purpose, new in now.items()
-            if (old := then[purpose])["sha256"] != new["sha256"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [f"{path} is missing or damaged, so whether the data are the same is not known"]
 
 
 def seed_everything(seed: int) -> None:

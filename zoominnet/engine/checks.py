@@ -1,0 +1,93 @@
+"""What a run refuses before it begins: sizes that do not fit, kernels that cannot run, a teacher of another kind."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from zoominnet.command import check_same_classes
+from zoominnet.config import ConfigError, TrainConfig
+from zoominnet.engine.checkpoint import ModelInfo
+from zoominnet.kernels import BackendUnavailableError, available_backends, choose_backend
+from zoominnet.models import ARCHITECTURES
+
+
+def check_memory(config: TrainConfig, device: torch.device, processes: int) -> None:
+    """Refuses sizes that can never fit, which would take all memory and a long time before that shows.
+
+    What is counted is less than any run takes: a batch as bytes and as float32; weights, gradients and momentum of the
+    eight 3x3 convolutions that every model has at least.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    batch = config.batch_size // processes * 3 * config.teacher_size**2 * (1 + 4)
+    weights = 8 * 9 * config.channels**2 * 4 * 3
+    memory = memory_of(device)
+    for needed, what, remedy in (
+        (batch, f"--batch-size: {config.batch_size} images of {config.teacher_size} px", "it or --image-size"),
+        (weights, f"--channels: models of {config.channels} channels", "it"),
+    ):
+        if needed > memory:
+            raise ConfigError(
+                f"{what} take over {needed / 2**30:.0f} GiB, {device} has {memory / 2**30:.0f}; lower {remedy}"
+            )
+
+
+def memory_of(device: torch.device) -> int:
+    """All memory of a GPU, or of the machine, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:
+    """The backend of each op on "cpu" or "cuda": the reference, or with --fused-kernels a fast one, never the reference.
+
+    Raises:
+        ConfigError: an op has no fast backend here; the message has the reason.
+    """
+    operations = available_backends(device_type)
+    if not config.fused_kernels:
+        return dict.fromkeys(operations, "reference")
+    try:
+        return {op: choose_backend(op, "fused", device_type) for op in operations}  # what the models will get
+    except BackendUnavailableError as error:
+        raise ConfigError(f"--fused-kernels: {error}") from error
+
+
+def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[str, ...]) -> None:
+    """Refuses a teacher that the run cannot use.
+
+    Raises:
+        ConfigError: naming what differs and the remedy.
+    """
+    what = f"--teacher {config.teacher}"
+    if ARCHITECTURES[info.name].pairing is not None:
+        raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
+    if info.backbone != config.backbone:
+        raise ConfigError(
+            f"{what}: its backbone is {info.backbone}, this run's {config.backbone}; "
+            f"give --backbone {info.backbone} or another teacher"
+        )
+    if info.neck != config.neck:
+        raise ConfigError(
+            f"{what}: its neck is {info.neck}, this run's {config.neck}; give --neck {info.neck} or another teacher"
+        )
+    if info.image_size != config.teacher_size:
+        raise ConfigError(
+            f"{what}: trained at {info.image_size} px, but twice --image-size is {config.teacher_size} px; "
+            f"give --image-size {info.image_size // 2} or another teacher"
+        )
+    if info.channels != config.channels:
+        raise ConfigError(
+            f"{what}: its maps have {info.channels} channels, this run's {config.channels}; "
+            f"give --channels {info.channels} or another teacher"
+        )
+    if info.resize != config.resize:
+        raise ConfigError(
+            f"{what}: trained with --resize {info.resize}, this run has {config.resize}; give --resize {info.resize} or "
+            "another teacher"
+        )
+    check_same_classes(what, info.class_names, class_names, config.data)

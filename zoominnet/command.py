@@ -1,8 +1,9 @@
-"""What the commands share: errors for people, devices, data."""
+"""What the commands share: errors for people, versions, devices, data."""
 
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import io
 import os
 import re
@@ -139,6 +140,14 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in text:
         text = re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1]
     return "; ".join(text.splitlines())
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def choose_device(name: str) -> torch.device:

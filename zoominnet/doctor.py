@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import zoominnet
-from zoominnet.command import make_console
+from zoominnet.command import installed_version, make_console
 from zoominnet.kernels import available_backends
 
 PACKAGES = (
@@ -21,14 +20,6 @@ PACKAGES = (
     "tensorboard",
 )  # fmt: skip
 OPTIONAL = {"triton": "comes with torch's CUDA builds for Linux; needed for the triton backend only"}
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def rows() -> list[tuple[str, str, str]]:

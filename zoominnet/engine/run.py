@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 import zoominnet
-from zoominnet.command import check_same_classes, left_out_of, open_data, open_parts
+from zoominnet.command import check_same_classes, installed_version, left_out_of, open_data, open_parts
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
-from zoominnet.doctor import installed_version
 from zoominnet.engine.checkpoint import ModelInfo, load_model
 from zoominnet.engine.checks import check_memory, check_teacher_fits, choose_backends
 from zoominnet.engine.distributed import Ranks, launch_warnings

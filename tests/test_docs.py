@@ -1,0 +1,70 @@
+"""The documentation keeps step with the files that it names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {"kernels": 0, "models": 1, "distill": 2, "config": 3, "engine": 4, "commands": 5}
+"""Imports go from a greater number to a smaller one."""
+FREE = {"data", "evaluation"}
+"""They know neither models nor engine."""
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("zoominnet", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_every_file_has_its_line_in_the_tree() -> None:
+    tree = (ROOT / "docs" / "design.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
+    named = set(re.findall(r"[\w/]+\.py", tree))
+    names = {path.name for path in sources()}
+    absent = [
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if path.name != "__init__.py" and not any(path.as_posix().endswith(f"/{name}") for name in named)
+    ]
+    assert not absent
+    assert not [name for name in named if name.rpartition("/")[2] not in names | {"setup.py", "report.py"}]
+
+
+def test_links_lead_to_files() -> None:
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def layer_of(module: str) -> str:
+    """Of "zoominnet.engine.run" "engine"; of what stands alone its own name; of commands "commands"."""
+    parts = module.split(".")
+    if len(parts) < 2:
+        return ""
+    return "commands" if parts[1] in {"train", "evaluate", "load", "doctor", "__main__"} else parts[1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    relative = path.relative_to(ROOT).with_suffix("")
+    module = ".".join(relative.parts if relative.parts[0] == "zoominnet" else ("zoominnet", *relative.parts))
+    own = "commands" if module == "zoominnet.data.__main__" else layer_of(module)
+    for name in imports(path):
+        layer = layer_of(name) if name.startswith("zoominnet.") else ""
+        if own in LAYERS and layer in LAYERS:
+            assert LAYERS[layer] <= LAYERS[own], f"{module} imports {name}"
+        if own in FREE:
+            assert layer not in {"models", "distill", "config", "engine", "commands"}, f"{module} imports {name}"
+        if own == "kernels":
+            assert not name.startswith("zoominnet") or layer == "kernels", f"{module} imports {name}"

@@ -6,28 +6,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoominnet.distill import LOSSES, Distiller, DistillOptions, DistillOutput
+from zoominnet.distill import LOSSES, Distiller, DistillOptions
 from zoominnet.distill import losses as losses_module
 from zoominnet.distill.losses import DistillLoss, DistillStep
-from zoominnet.models import RetinaNet, build_model
+from zoominnet.distill.masks import MASKS
+from zoominnet.models import Outputs, Predictions, RetinaNet, build_model
 
 BOXES = [torch.tensor([[10.0, 12.0, 22.0, 30.0], [40.0, 44.0, 90.0, 100.0]]), torch.tensor([[60.0, 3.0, 84.0, 19.0]])]
-IMAGES = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
 
 
 def pair(student: str) -> tuple[RetinaNet, RetinaNet]:
     torch.manual_seed(0)
     options = {"backbone": "resnet18", "num_classes": 3, "channels": 8}
-    return build_model(student, image_size=128, **options).eval(), build_model("teacher", image_size=256, **options)
+    return build_model(student, image_size=128, **options), build_model("teacher", image_size=256, **options)
 
 
-def distilled(models: tuple[RetinaNet, RetinaNet], options: DistillOptions, which: slice) -> DistillOutput:
+def made_up(model: RetinaNet, seed: int) -> Outputs:
+    """Outputs for two images, random maps in the place of features and towers."""
+    generator, size = torch.Generator().manual_seed(seed), model.image_size
+    features, *towers = (
+        [
+            torch.randn(2, 8, -(-size // 2**level), -(-size // 2**level), generator=generator, requires_grad=seed == 0)
+            for level in model.architecture.levels
+        ]
+        for _ in range(3)
+    )
+    return Outputs(features, (towers[0], towers[1]), model.predict((towers[0], towers[1]), (size, size)))
+
+
+def some(outputs: Outputs, which: slice) -> Outputs:
     """Of some of the images."""
-    student, teacher = models
-    distiller = Distiller(student, teacher, options)
-    images = IMAGES[which]
-    outputs = student.outputs(torch.nn.functional.avg_pool2d(images, 2))
-    return distiller(outputs, distiller.teacher_outputs(images), student.anchor_grids, BOXES[which])
+    assert outputs.towers is not None
+    assert outputs.predictions is not None
+    predictions = outputs.predictions
+    return Outputs(
+        [x[which] for x in outputs.features],
+        ([x[which] for x in outputs.towers[0]], [x[which] for x in outputs.towers[1]]),
+        Predictions([x[which] for x in predictions.logits], [x[which] for x in predictions.deltas], predictions.grids),
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -35,16 +51,23 @@ def distilled(models: tuple[RetinaNet, RetinaNet], options: DistillOptions, whic
 @pytest.mark.parametrize("at", ["fpn", "tower"])
 def test_sums_over_the_masked_positions_add_up(name: str, student: str, at: str) -> None:
     """What one rank has of a batch and what the other has make the whole: each level's loss times its positions."""
-    models, options = pair(student), DistillOptions(losses={name: 1.0}, at=at)
-    whole, one, other = (distilled(models, options, which) for which in (slice(0, 2), slice(0, 1), slice(1, 2)))
+    model, teacher = pair(student)
+    distiller = Distiller(model, teacher, DistillOptions(losses={name: 1.0}, at=at))
+    own, theirs = made_up(model, 0), made_up(teacher, 1)
+    whole, one, other = (
+        distiller(some(own, which), some(theirs, which), model.anchor_grids, BOXES[which])
+        for which in (slice(0, 2), slice(0, 1), slice(1, 2))
+    )
     assert torch.equal(whole.masked, one.masked + other.masked)
     torch.testing.assert_close(
         whole.level_losses * whole.masked, one.level_losses * one.masked + other.level_losses * other.masked
     )
-    whole.loss.backward()
-    student_model, teacher = models
-    assert any(bool(p.grad.any()) for p in student_model.parameters() if p.grad is not None)
-    assert all(p.grad is None for p in teacher.parameters())
+    assert own.towers is not None
+    compared = own.features if at == "fpn" else [*own.towers[0], *own.towers[1]]
+    gradients = torch.autograd.grad(whole.loss, compared)
+    masked = [bool(count) for count in whole.masked] * (len(compared) // len(whole.masked))
+    assert [bool(gradient.any()) for gradient in gradients] == masked
+    assert all(masked[:4])
 
 
 class Count(DistillLoss):
@@ -62,9 +85,12 @@ class Count(DistillLoss):
 def test_the_options_losses_are_summed_each_with_its_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two losses; the teacher runs as far as the one that needs most of it."""
     monkeypatch.setitem(losses_module.LOSSES, "count", Count)
-    models = pair("fa")
-    alone = distilled(models, DistillOptions(), slice(0, 2))
-    both = distilled(models, DistillOptions(losses={"pa-l2": 0.5, "count": 3.0}), slice(0, 2))
+    model, teacher = pair("fa")
+    own, theirs = made_up(model, 0), made_up(teacher, 1)
+    alone, both = (
+        Distiller(model, teacher, options)(own, theirs, model.anchor_grids, BOXES)
+        for options in (DistillOptions(), DistillOptions(losses={"pa-l2": 0.5, "count": 3.0}))
+    )
     torch.testing.assert_close(both.level_losses, 0.5 * alone.level_losses + 3.0 * (alone.masked > 0))
     torch.testing.assert_close(both.parts, torch.stack([alone.level_losses, (alone.masked > 0).float()]))
     torch.testing.assert_close(both.loss, both.level_losses.sum())
@@ -73,6 +99,21 @@ def test_the_options_losses_are_summed_each_with_its_factor(monkeypatch: pytest.
 def test_the_teacher_runs_no_further_than_a_loss_needs() -> None:
     student, teacher = pair("fa")
     for at, towers in (("fpn", False), ("tower", True)):
-        outputs = Distiller(student, teacher, DistillOptions(at=at)).teacher_outputs(IMAGES[:1])
+        outputs = Distiller(student, teacher, DistillOptions(at=at)).teacher_outputs(torch.rand(1, 3, 256, 256))
         assert (outputs.towers is not None) == towers
         assert outputs.predictions is None
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_is_of_each_image_and_level_and_finds_each_box(name: str) -> None:
+    student, teacher = pair("fa")
+    distiller = Distiller(student, teacher, DistillOptions(boxes=name))
+    grids = student.anchor_grids
+    masks = distiller.masks(grids, [*BOXES, torch.zeros(0, 4)])
+    assert [(mask.shape, mask.dtype) for mask in masks] == [((3, *grid.shape), torch.bool) for grid in grids]
+    assert not any(mask[2].any() for mask in masks)  # no box, no position
+    for i, boxes in enumerate(BOXES):
+        alone = distiller.masks(grids, [boxes])
+        assert all(torch.equal(mask[i], own[0]) for mask, own in zip(masks, alone, strict=True))
+        for box in boxes:
+            assert any(mask.any() for mask in distiller.masks(grids, [box[None]]))

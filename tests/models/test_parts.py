@@ -25,9 +25,9 @@ def _seed() -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_backbone_gives_the_maps_that_it_says(name: str) -> None:
     backbone = BACKBONES[name](stride_in_1x1=False, frozen_stages=0, norm_eval=False).train()
-    stages = backbone(torch.randn(2, 3, 64, 96))
+    stages = backbone(torch.randn(2, 3, 32, 64))
     assert [stage.shape for stage in stages] == [
-        (2, channels, 64 // stride, 96 // stride)
+        (2, channels, 32 // stride, 64 // stride)
         for channels, stride in zip(backbone.channels, (4, 8, 16, 32), strict=True)
     ]
     sum(stage.square().mean() for stage in stages).backward()
@@ -35,7 +35,7 @@ def test_a_backbone_gives_the_maps_that_it_says(name: str) -> None:
 
     frozen = BACKBONES[name](stride_in_1x1=False, frozen_stages=4, norm_eval=True).train()
     statistics = {name: buffer.clone() for name, buffer in frozen.named_buffers()}
-    assert not any(stage.requires_grad for stage in frozen(torch.randn(1, 3, 64, 64)))
+    assert not any(stage.requires_grad for stage in frozen(torch.randn(1, 3, 32, 32)))
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in frozen.named_buffers())
 
 
@@ -153,34 +153,35 @@ def train_a_step(student: RetinaNet, teacher: RetinaNet) -> None:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_each_student_learns_from_the_teacher(name: str) -> None:
-    teacher = build_model(TEACHER, image_size=256, **OPTIONS)
-    train_a_step(build_model(name, image_size=128, **OPTIONS), teacher)
+    size = max(64, ARCHITECTURES[name].distill_size_multiple)
+    teacher = build_model(TEACHER, image_size=2 * size, **OPTIONS)
+    train_a_step(build_model(name, image_size=size, **OPTIONS), teacher)
 
 
 @pytest.mark.parametrize(
     ("architecture", "size"),
     [
-        (Architecture(3, 6, 1, pairing="subsampled"), 128),
-        (Architecture(2, 5, 1, pairing="shifted"), 128),
-        (Architecture(4, 6, 2, upsample_head=True, pairing="upsampled"), 128),
-        (Architecture(3, 5, 1, input_divisor=1, pairing="same"), 256),
+        (Architecture(3, 6, 1, pairing="subsampled"), 64),
+        (Architecture(2, 5, 1, pairing="shifted"), 64),
+        (Architecture(4, 6, 2, upsample_head=True, pairing="upsampled"), 64),
+        (Architecture(3, 5, 1, input_divisor=1, pairing="same"), 128),
     ],
 )
 def test_a_new_student_is_an_entry(architecture: Architecture, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of other levels, another head, another scale; each is compared with the teacher's maps of the same cells."""
     monkeypatch.setitem(ARCHITECTURES, "new", architecture)
-    student, teacher = build_model("new", image_size=size, **OPTIONS), build_model(TEACHER, image_size=256, **OPTIONS)
+    student, teacher = build_model("new", image_size=size, **OPTIONS), build_model(TEACHER, image_size=128, **OPTIONS)
     train_a_step(student, teacher)
     pairing = Distiller(student, teacher, DistillOptions()).pairing
     outputs = student.outputs(torch.rand(1, 3, size, size), "features")
-    pairs = pairing.pairs("fpn", outputs, teacher.outputs(torch.rand(1, 3, 256, 256), "features"))
+    pairs = pairing.pairs("fpn", outputs, teacher.outputs(torch.rand(1, 3, 128, 128), "features"))
     factor = 2 if architecture.upsample_head else 1
     assert [pair.teacher.shape[-1] for pair in pairs] == [factor * pair.student.shape[-1] for pair in pairs]
 
 
 def test_a_student_without_a_partner_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "new", Architecture(2, 5, 1, pairing="subsampled"))
-    student, teacher = build_model("new", image_size=128, **OPTIONS), build_model(TEACHER, image_size=256, **OPTIONS)
+    student, teacher = build_model("new", image_size=64, **OPTIONS), build_model(TEACHER, image_size=128, **OPTIONS)
     with pytest.raises(ValueError, match="the teacher has no P2 for the student's maps"):
         Distiller(student, teacher, DistillOptions())
 

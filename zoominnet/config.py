@@ -151,9 +151,10 @@ class TrainConfig:
     lambda_distill: Annotated[float, NOT_NEGATIVE] = 0.01
     """Weight of the distillation loss (paper, Eq. 21); 0 is exactly --no-distill."""
     distill_losses: Annotated[
-        dict[DistillLoss, float],
-        Rule(lambda factors: len(factors) > 0 and min(factors.values()) > 0, "are not losses with positive factors"),
-    ] = dataclasses.field(default_factory=lambda: {"pa-l2": 1.0})
+        tuple[tuple[DistillLoss, float], ...],
+        Rule(lambda pairs: all(factor > 0 for _, factor in pairs), "have a factor that is not positive"),
+        Rule(lambda pairs: len(dict(pairs)) == len(pairs) > 0, "are not one or more losses, each named once"),
+    ] = (("pa-l2", 1.0),)
     """The distillation losses that are added, each times its factor and --lambda-distill (paper: pa-l2 alone)."""
     distill_at: DistillSite = "fpn"
     """Compare the pyramid's outputs or the head towers' outputs."""
@@ -254,6 +255,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in (("out", Path), ("synthetic_images", tuple), ("decay_at", tuple)):
             object.__setattr__(self, name, kind(getattr(self, name)))
+        object.__setattr__(self, "distill_losses", tuple((name, factor) for name, factor in self.distill_losses))
 
     @property
     def uses_teacher(self) -> bool:
@@ -262,7 +264,7 @@ class TrainConfig:
     def distill_options(self) -> DistillOptions:
         return DistillOptions(
             weight=self.lambda_distill,
-            losses=self.distill_losses,
+            losses=dict(self.distill_losses),
             at=self.distill_at,
             threshold=self.mask_threshold,
             scope=self.mask_scope,

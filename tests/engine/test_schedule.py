@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from zoominnet.config import PROFILES, ConfigError
+from zoominnet.config import PROFILES, ConfigError, TrainConfig
 from zoominnet.engine.optim import Schedule
 
 
@@ -61,8 +61,32 @@ def test_what_profiles_differ_in() -> None:
         ({"mask_scope": "all", "mask_boxes": "best-level"}, "exclude each other"),
         ({"clip_grad_norm": 0.0}, "--clip-grad-norm: 0.0 is not positive"),
         ({"max_steps": 0}, "--max-steps: 0 is not at least 1"),
+        ({"image_size": 100}, "--image-size: 100 is not a multiple of 32"),
+        (
+            {"image_size": 96, "student": "la"},
+            "--image-size: 96 is not a multiple of 128, as distillation into 'la' needs",
+        ),
+        ({"mask_threshold": 1.5}, r"--mask-threshold: 1.5 is not in \(0, 1\)"),
+        ({"synthetic_images": (3, 0)}, r"--synthetic-images: \(3, 0\) are not both at least 1"),
+        ({"distill_losses": ()}, "--distill-losses: .* are not one or more losses, each named once"),
+        ({"distill_losses": (("pa-l2", 0.0),)}, "--distill-losses: .* have a factor that is not positive"),
+        ({"seed": 2**63}, f"--seed: {2**63} is not below"),
     ],
 )
 def test_values_that_no_run_can_use(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(PROFILES["paper"], **change).check()
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    paper = PROFILES["paper"]
+    other = dataclasses.replace(
+        paper, workers=7, device="cpu", out="elsewhere", resume=True, debug=True, lr=0.5, seed=3
+    )
+    assert other.changes_from(paper) == ["--lr (was 0.01, is 0.5)", "--seed (was 0, is 3)"]
+    assert paper.changes_from(paper) == []
+
+
+def test_a_configuration_comes_back_from_its_json() -> None:
+    config = dataclasses.replace(PROFILES["demo"], decay_at=(0.5,), distill_losses=(("pa-l2", 2.0),))
+    assert TrainConfig(**json.loads(json.dumps(config.as_dict()))) == config

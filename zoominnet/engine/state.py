@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,22 +13,8 @@ from torch import Tensor
 
 from zoominnet.engine.checkpoint import CheckpointError, load_state, newest_checkpoint
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.watchers.interface import Watcher, whole_number
 from zoominnet.models import RetinaNet
-
-if TYPE_CHECKING:
-    from zoominnet.engine.watchers import Watcher
-
-
-def whole_number(state: Mapping[str, Any], name: str) -> int:
-    """`state[name]`, a count.
-
-    Raises:
-        KeyError, ValueError: there is none, or it is not one.
-    """
-    value = state[name]
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{name} is {str(value)[:40]}")
-    return value
 
 
 class TrainingState:

@@ -66,6 +66,18 @@ class StepReport:
     log: RunLog
 
 
+def whole_number(state: Mapping[str, Any], name: str) -> int:
+    """`state[name]`, a count.
+
+    Raises:
+        KeyError, ValueError: there is none, or it is not one.
+    """
+    value = state[name]
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {str(value)[:40]}")
+    return value
+
+
 class Watcher:
     """Sees every step; this one does nothing. On all ranks the same is called with the same."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoominnet.engine.state import whole_number
-from zoominnet.engine.watchers.interface import StepReport, Watched, Watcher
+from zoominnet.engine.watchers.interface import StepReport, Watched, Watcher, whole_number
 from zoominnet.errors import EXIT_DIVERGED, UserError
 
 MAX_SKIPPED_IN_A_ROW = 10

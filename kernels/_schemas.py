@@ -92,11 +92,20 @@ def operator(operation: str, backend: str) -> Callable[..., Any]:
     return getattr(torch.ops.zoominnet, f"{operation}_{backend}").default
 
 
-def mark_outputs_non_differentiable(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """`setup_context` of an operator without gradient."""
+def register_without_gradient(
+    operation: str, fake: Callable[..., Any], reference: Callable[..., Any], triton: Callable[..., Any]
+) -> None:
+    """Every backend's operator of an operation whose outputs are not differentiable."""
+    for backend, implementation in (("reference", reference), ("triton", triton)):
+        register_operator(
+            operation, backend, implementation, fake=fake, backward=_no_gradient, setup_context=_mark_outputs
+        )
+    register_operator(operation, "native", None, fake=fake, backward=None)
+
+
+def _mark_outputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
 
 
-def no_gradient(ctx: Any, *grads: torch.Tensor | None) -> tuple[None, ...]:
-    """`backward` of an operator without gradient."""
+def _no_gradient(ctx: Any, *grads: torch.Tensor | None) -> tuple[None, ...]:
     return (None,) * len(ctx.needs_input_grad)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._checks import check_dim, check_floating, gather_boxes
 from .._dispatch import choose_backend
 from .._numerics import accumulation_dtype
-from .._schemas import mark_outputs_non_differentiable, no_gradient, operator, register_operator
+from .._schemas import operator, register_without_gradient
 from .._triton_state import from_triton
 from ..anchor_grid import AnchorGrid, flatten_grids
 from .reference import ADAPTIVE, ADAPTIVE_NONZERO, FACTOR, akdp_mask_dense_reference, akdp_mask_reference
@@ -272,20 +272,7 @@ def _empty_outputs(
     )
 
 
-for _operation, _implementation, _fake_implementation in (
-    ("akdp_mask", akdp_mask_reference, _fake),
-    ("akdp_mask_dense", akdp_mask_dense_reference, _fake_dense),
-):
-    for _backend, _function in (
-        ("reference", _implementation),
-        ("triton", from_triton(__package__, f"{_operation}_triton")),
-    ):
-        register_operator(
-            _operation,
-            _backend,
-            _function,
-            fake=_fake_implementation,
-            backward=no_gradient,
-            setup_context=mark_outputs_non_differentiable,
-        )
-    register_operator(_operation, "native", None, fake=_fake_implementation, backward=None)
+register_without_gradient("akdp_mask", _fake, akdp_mask_reference, from_triton(__package__, "akdp_mask_triton"))
+register_without_gradient(
+    "akdp_mask_dense", _fake_dense, akdp_mask_dense_reference, from_triton(__package__, "akdp_mask_dense_triton")
+)

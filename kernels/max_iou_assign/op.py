@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._checks import check_floating, gather_boxes
 from .._dispatch import choose_backend
-from .._schemas import mark_outputs_non_differentiable, no_gradient, operator, register_operator
+from .._schemas import operator, register_without_gradient
 from .._triton_state import from_triton
 from ..anchor_grid import AnchorGrid, flatten_grids
 from .reference import max_iou_assign_dense_reference, max_iou_assign_reference
@@ -126,20 +126,12 @@ def _fake_dense(
     return boxes.new_empty((len(counts), anchors.shape[0]), dtype=torch.int64)
 
 
-for _operation, _implementation, _fake_implementation in (
-    ("max_iou_assign", max_iou_assign_reference, _fake),
-    ("max_iou_assign_dense", max_iou_assign_dense_reference, _fake_dense),
-):
-    for _backend, _function in (
-        ("reference", _implementation),
-        ("triton", from_triton(__package__, f"{_operation}_triton")),
-    ):
-        register_operator(
-            _operation,
-            _backend,
-            _function,
-            fake=_fake_implementation,
-            backward=no_gradient,
-            setup_context=mark_outputs_non_differentiable,
-        )
-    register_operator(_operation, "native", None, fake=_fake_implementation, backward=None)
+register_without_gradient(
+    "max_iou_assign", _fake, max_iou_assign_reference, from_triton(__package__, "max_iou_assign_triton")
+)
+register_without_gradient(
+    "max_iou_assign_dense",
+    _fake_dense,
+    max_iou_assign_dense_reference,
+    from_triton(__package__, "max_iou_assign_dense_triton"),
+)

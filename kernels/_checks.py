@@ -20,8 +20,8 @@ def check_floating(name: str, value: Any) -> None:
 
 
 def check_dim(name: str, value: Tensor, sizes: str) -> None:
-    """Refuses a tensor whose number of dimensions is not that of `sizes`, such as "[B, C, H, W]"."""
-    if value.dim() != sizes.count(",") + 1:
+    """Refuses a tensor that has not as many dimensions as `sizes`, such as "[B, C, H, W]", or not the 4 of "[K, 4]"."""
+    if value.dim() != sizes.count(",") + 1 or (sizes.endswith(" 4]") and value.shape[-1] != 4):
         raise ValueError(f"{name} must have shape {sizes}, got {list(value.shape)}")
 
 

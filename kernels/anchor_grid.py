@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_alike, check_floating
+from ._checks import check_alike, check_dim, check_floating
 
 
 def grid_boxes(base_anchors: Tensor, stride: Sequence[float], shape: Sequence[int]) -> Tensor:
@@ -64,8 +64,7 @@ class AnchorGrid:
 
     def __post_init__(self) -> None:
         check_floating("base_anchors", self.base_anchors)
-        if self.base_anchors.dim() != 2 or self.base_anchors.shape[1] != 4:
-            raise ValueError(f"base_anchors must have shape [K, 4], got {list(self.base_anchors.shape)}")
+        check_dim("base_anchors", self.base_anchors, "[K, 4]")
         stride, shape = self.stride, self.shape
         if not _is_pair(stride, (int, float)):
             raise TypeError(f"stride must be two numbers (y, x), got {stride!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Literal, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -180,22 +180,16 @@ def _run(
     if isinstance(anchors, Tensor):
         check_floating("anchors", anchors)
         check_dim("anchors", anchors, "[H, W, K, 4]")
-        if anchors.shape[3] != 4:
-            raise ValueError(f"anchors must have shape [H, W, K, 4], got {list(anchors.shape)}")
-        boxes, counts, batched = gather_boxes(gt_boxes, anchors)
-        chosen = choose_backend("akdp_mask", backend, boxes.device.type)
-        shapes = [anchors.shape[0], anchors.shape[1]]
-
-        def run(boxes: Tensor, counts: list[int]) -> Outputs:
-            return operator("akdp_mask_dense", chosen)(boxes, counts, anchors, mode, factor)
+        operation, base_anchors, shapes = "akdp_mask_dense", [anchors], list(anchors.shape[:2])
+        arguments: tuple[Any, ...] = (anchors, mode, factor)
     else:
-        base_anchors, strides, shapes = flatten_grids(anchors)
-        boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
-        chosen = choose_backend("akdp_mask", backend, boxes.device.type)
+        operation, (base_anchors, strides, shapes) = "akdp_mask", flatten_grids(anchors)
+        arguments = (base_anchors, strides, shapes, mode, factor, scope == "all")
+    boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
+    chosen = choose_backend("akdp_mask", backend, boxes.device.type)
 
-        def run(boxes: Tensor, counts: list[int]) -> Outputs:
-            arguments = (boxes, counts, base_anchors, strides, shapes, mode, factor, scope == "all")
-            return operator("akdp_mask", chosen)(*arguments)
+    def run(boxes: Tensor, counts: list[int]) -> Outputs:
+        return operator(operation, chosen)(boxes, counts, *arguments)
 
     if scope == "per_gt" and counts:
         masks, lam, max_iou = _run_per_gt(run, boxes, counts, shapes)

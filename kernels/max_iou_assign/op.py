@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -94,15 +94,14 @@ def max_iou_assign(
             raise ValueError(
                 f"anchors must have shape [..., 4] with at least two dimensions, got {list(anchors.shape)}"
             )
-        boxes, counts, batched = gather_boxes(gt_boxes, anchors)
-        chosen = choose_backend("max_iou_assign", backend, boxes.device.type)
-        flat = anchors.flatten(0, -2)
-        assigned = operator("max_iou_assign_dense", chosen)(boxes, counts, flat, *thresholds)
+        operation, base_anchors = "max_iou_assign_dense", [anchors]
+        arguments: tuple[Any, ...] = (anchors.flatten(0, -2),)
     else:
-        base_anchors, strides, shapes = flatten_grids(anchors)
-        boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
-        chosen = choose_backend("max_iou_assign", backend, boxes.device.type)
-        assigned = operator("max_iou_assign", chosen)(boxes, counts, base_anchors, strides, shapes, *thresholds)
+        operation, arguments = "max_iou_assign", flatten_grids(anchors)
+        base_anchors = arguments[0]
+    boxes, counts, batched = gather_boxes(gt_boxes, base_anchors[0])
+    chosen = choose_backend("max_iou_assign", backend, boxes.device.type)
+    assigned = operator(operation, chosen)(boxes, counts, *arguments, *thresholds)
     return list(assigned.unbind()) if batched else assigned[0]
 
 

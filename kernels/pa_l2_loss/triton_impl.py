@@ -3,11 +3,12 @@
 A program takes a tile of the student's positions. With a teacher of the double size, SCALE = 2, each of them compares
 with four of the teacher's: the student is read once and its four gradients are summed in registers. Nothing is read
 at positions that are not masked. Each program's sum is stored and a last program adds them up in a fixed order.
-
-Tensors have any strides. All three are named by them: `s_c` is the student's stride over the channels, and so on.
+Tensors have any strides.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -85,7 +86,7 @@ def pa_l2_loss_backward_triton(
             grad_out,
             count,
             grad,
-            *grad.stride(),
+            grad.stride(),
             student.shape[1] if channel_mean else 1,
             *_sizes(student, teacher, mask, tiles),
             SCALE=_scale(student, teacher),
@@ -109,45 +110,46 @@ def _tiles(student: Tensor, teacher: Tensor) -> MapTiles:
     return map_tiles(positions, student.shape[1], channels_inner, 512, longest=128 if channels_inner else 64, steps=4)
 
 
-def _sizes(student: Tensor, teacher: Tensor, mask: Tensor, tiles: MapTiles) -> tuple[int, ...]:
+def _sizes(student: Tensor, teacher: Tensor, mask: Tensor, tiles: MapTiles) -> tuple[Any, ...]:
     _, c, h, w = student.shape
-    return (*student.stride(), *teacher.stride(), *mask.stride(), c, h * w, w, tiles.tiles, tiles.groups)
+    return student.stride(), teacher.stride(), mask.stride(), c, h * w, w, tiles.tiles, tiles.groups
 
 
 @triton.jit
 def _masked(
-    mask_ptr: tl.tensor,
-    m_h: tl.tensor,
-    m_w: tl.tensor,
-    i: tl.tensor,
-    j: tl.tensor,
-    inside: tl.tensor,
-    SCALE: tl.constexpr,
+    mask_ptr: tl.tensor, strides: tl.tuple, i: tl.tensor, j: tl.tensor, inside: tl.tensor, SCALE: tl.constexpr
 ) -> tl.tensor:
     """Bit 2 * di + dj tells whether position (2i + di, 2j + dj) is masked; with SCALE 1, bit 0 tells it of (i, j)."""
     bits = tl.zeros(i.shape, tl.int32)
     for phase in tl.static_range(SCALE * SCALE):
         row, column = SCALE * i + phase // SCALE, SCALE * j + phase % SCALE
-        masked = tl.load(mask_ptr + row * m_h + column * m_w, mask=inside, other=0)
+        masked = tl.load(mask_ptr + row * strides[1] + column * strides[2], mask=inside, other=0)
         bits |= (masked != 0).to(tl.int32) << phase
     return bits
+
+
+@triton.jit
+def _at(
+    base_ptr: tl.tensor, strides: tl.tuple, image: tl.tensor, i: tl.tensor, j: tl.tensor, SCALE: tl.constexpr
+) -> tl.tensor:
+    """Where the first channel of positions (SCALE * i, SCALE * j) of an image is, of a map [B, C, H, W]."""
+    return base_ptr + image * strides[0] + along_positions(SCALE * (i * strides[2] + j * strides[3]))
 
 
 @triton.jit
 def _difference(
     student: tl.tensor,
     teacher_ptr: tl.tensor,
-    t_h: tl.tensor,
-    t_w: tl.tensor,
+    teacher_strides: tl.tuple,
     bits: tl.tensor,
     inside: tl.tensor,
     PHASE: tl.constexpr,
     SCALE: tl.constexpr,
     ACC: tl.constexpr,
-) -> tl.tensor:
+) -> tl.tuple:
     """Student minus teacher at one phase of a tile, and where it is masked; the rest of the first means nothing."""
     masked = (((bits >> PHASE) & 1) != 0) & inside
-    pointer = teacher_ptr + (PHASE // SCALE) * t_h + (PHASE % SCALE) * t_w
+    pointer = teacher_ptr + (PHASE // SCALE) * teacher_strides[2] + (PHASE % SCALE) * teacher_strides[3]
     return student - tl.load(pointer, mask=masked, other=0).to(ACC), masked
 
 
@@ -158,17 +160,9 @@ def _loss_kernel(
     mask_ptr: tl.tensor,  # uint8 [B, SCALE * h, SCALE * w]
     sums_ptr: tl.tensor,  # ACC [B * tiles * groups]
     counts_ptr: tl.tensor,  # int64 [B * tiles]
-    s_b: tl.tensor,
-    s_c: tl.tensor,
-    s_h: tl.tensor,
-    s_w: tl.tensor,
-    t_b: tl.tensor,
-    t_c: tl.tensor,
-    t_h: tl.tensor,
-    t_w: tl.tensor,
-    m_b: tl.tensor,
-    m_h: tl.tensor,
-    m_w: tl.tensor,
+    student_strides: tl.tuple,
+    teacher_strides: tl.tuple,
+    mask_strides: tl.tuple,
     channels: tl.tensor,
     positions: tl.tensor,
     width: tl.tensor,
@@ -186,22 +180,22 @@ def _loss_kernel(
     image, group, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
     p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
-    bits = _masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE)
+    bits = _masked(mask_ptr + image * mask_strides[0], mask_strides, i, j, p < positions, SCALE)
     count = tl.sum((bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1) + (bits >> 3), 0)
     tl.store(counts_ptr + tl.program_id(0).to(tl.int64) // groups, count.to(tl.int64), mask=group == 0)
 
     total = tl.zeros([S_BLOCK, C_BLOCK], ACC)
     if count > 0:
-        student_at = student_ptr + image * s_b + along_positions(i * s_h + j * s_w)
-        teacher_at = teacher_ptr + image * t_b + along_positions(SCALE * (i * t_h + j * t_w))
+        student_at = _at(student_ptr, student_strides, image, i, j, 1)
+        teacher_at = _at(teacher_ptr, teacher_strides, image, i, j, SCALE)
         phases = along_positions(bits)
         for step in range(STEPS):
             c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
             inside = c < channels
-            student = tl.load(student_at + c * s_c, mask=(phases != 0) & inside, other=0).to(ACC)
+            student = tl.load(student_at + c * student_strides[1], mask=(phases != 0) & inside, other=0).to(ACC)
             for phase in tl.static_range(SCALE * SCALE):
                 difference, masked = _difference(
-                    student, teacher_at + c * t_c, t_h, t_w, phases, inside, phase, SCALE, ACC
+                    student, teacher_at + c * teacher_strides[1], teacher_strides, phases, inside, phase, SCALE, ACC
                 )
                 difference = tl.where(masked, difference, 0.0)
                 total = tl.fma(difference, difference, total)
@@ -233,24 +227,6 @@ def _finish_kernel(
     tl.store(loss_ptr, divide(tl.sum(total, 0).to(ACC), tl.maximum(masked * per_position, 1).to(ACC)))
 
 
-@triton.jit
-def _gradient_term(
-    student: tl.tensor,
-    teacher_ptr: tl.tensor,
-    t_h: tl.tensor,
-    t_w: tl.tensor,
-    bits: tl.tensor,
-    inside: tl.tensor,
-    factor: tl.tensor,
-    PHASE: tl.constexpr,
-    SCALE: tl.constexpr,
-    ACC: tl.constexpr,
-) -> tl.tensor:
-    """The part of a tile's gradient that comes from one phase."""
-    difference, masked = _difference(student, teacher_ptr, t_h, t_w, bits, inside, PHASE, SCALE, ACC)
-    return tl.where(masked, difference * factor, 0.0)
-
-
 @triton.jit(do_not_specialize=["tiles", "groups", "per_position"])
 def _gradient_kernel(
     student_ptr: tl.tensor,  # [B, C, h, w]
@@ -259,22 +235,11 @@ def _gradient_kernel(
     grad_out_ptr: tl.tensor,  # ACC scalar
     count_ptr: tl.tensor,  # int64 scalar
     grad_ptr: tl.tensor,  # [B, C, h, w]
-    g_b: tl.tensor,
-    g_c: tl.tensor,
-    g_h: tl.tensor,
-    g_w: tl.tensor,
+    grad_strides: tl.tuple,
     per_position: tl.tensor,
-    s_b: tl.tensor,
-    s_c: tl.tensor,
-    s_h: tl.tensor,
-    s_w: tl.tensor,
-    t_b: tl.tensor,
-    t_c: tl.tensor,
-    t_h: tl.tensor,
-    t_w: tl.tensor,
-    m_b: tl.tensor,
-    m_h: tl.tensor,
-    m_w: tl.tensor,
+    student_strides: tl.tuple,
+    teacher_strides: tl.tuple,
+    mask_strides: tl.tuple,
     channels: tl.tensor,
     positions: tl.tensor,
     width: tl.tensor,
@@ -292,22 +257,30 @@ def _gradient_kernel(
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
     p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
     i, j = (p // width).to(tl.int64), (p % width).to(tl.int64)
-    bits = along_positions(_masked(mask_ptr + image * m_b, m_h, m_w, i, j, p < positions, SCALE))
+    bits = along_positions(_masked(mask_ptr + image * mask_strides[0], mask_strides, i, j, p < positions, SCALE))
     divisor = tl.maximum(tl.load(count_ptr) * per_position, 1).to(ACC)
     factor = divide(2.0 * tl.load(grad_out_ptr), divisor)
-    student_ptr += image * s_b + along_positions(i * s_h + j * s_w)
-    teacher_ptr += image * t_b + along_positions(SCALE * (i * t_h + j * t_w))
-    grad_ptr += image * g_b + along_positions(i * g_h + j * g_w)
+    student_ptr = _at(student_ptr, student_strides, image, i, j, 1)
+    teacher_ptr = _at(teacher_ptr, teacher_strides, image, i, j, SCALE)
+    grad_ptr = _at(grad_ptr, grad_strides, image, i, j, 1)
     inside_image = along_positions(p < positions)
     for step in range(STEPS):
         c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
         inside = c < channels
-        student = tl.load(student_ptr + c * s_c, mask=(bits != 0) & inside, other=0).to(ACC)
-        pointer = teacher_ptr + c * t_c
-        grad = _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 0, SCALE, ACC)
-        if SCALE == 2:
-            grad += _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 1, SCALE, ACC)
-            lower = _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 2, SCALE, ACC)
-            lower += _gradient_term(student, pointer, t_h, t_w, bits, inside, factor, 3, SCALE, ACC)
-            grad += lower
-        tl.store(grad_ptr + c * g_c, grad.to(grad_ptr.dtype.element_ty), mask=inside_image & inside)
+        student = tl.load(student_ptr + c * student_strides[1], mask=(bits != 0) & inside, other=0).to(ACC)
+        pointer = teacher_ptr + c * teacher_strides[1]
+        for row in tl.static_range(SCALE):
+            for column in tl.static_range(SCALE):
+                difference, masked = _difference(
+                    student, pointer, teacher_strides, bits, inside, SCALE * row + column, SCALE, ACC
+                )
+                term = tl.where(masked, difference * factor, 0.0)
+                if column == 0:
+                    of_row = term
+                else:
+                    of_row += term
+            if row == 0:
+                grad = of_row
+            else:
+                grad += of_row
+        tl.store(grad_ptr + c * grad_strides[1], grad.to(grad_ptr.dtype.element_ty), mask=inside_image & inside)

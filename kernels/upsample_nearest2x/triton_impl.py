@@ -3,7 +3,7 @@
 Forward, a program takes a tile of positions of the result and reads x at half of each index; the repeated reads of a
 value come from the cache. Backward, it takes a tile of positions of x and reads the four gradients of each.
 
-Inputs have any strides: `x_c` is the stride of x over the channels, and so on. Results are dense, channels_last or not.
+Inputs have any strides. Results are dense, channels_last or not.
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ def upsample_nearest2x_triton(x: Tensor, add: Tensor | None) -> Tensor:
             x,
             add,
             out,
-            *x.stride(),
-            *add_strides,
-            out.stride(0),
-            out.stride(1),
-            out.stride(3),
+            x.stride(),
+            add_strides,
+            out.stride(),
             c,
             height * width,
             width,
@@ -69,10 +67,8 @@ def upsample_nearest2x_backward_triton(grad_out: Tensor) -> Tensor:
         _downsample_kernel[(b * tiles.tiles * tiles.groups,)](
             grad_out,
             grad,
-            *grad_out.stride(),
-            grad.stride(0),
-            grad.stride(1),
-            grad.stride(3),
+            grad_out.stride(),
+            grad.stride(),
             c,
             height * width,
             width,
@@ -91,18 +87,10 @@ def upsample_nearest2x_backward_triton(grad_out: Tensor) -> Tensor:
 def _upsample_kernel(
     x_ptr: tl.tensor,  # [B, C, H, W]
     add_ptr: tl.tensor,  # [B, C, 2H, 2W], or None
-    out_ptr: tl.tensor,  # [B, C, 2H, 2W], with stride out_w from one position to the next
-    x_b: tl.tensor,
-    x_c: tl.tensor,
-    x_h: tl.tensor,
-    x_w: tl.tensor,
-    add_b: tl.tensor,
-    add_c: tl.tensor,
-    add_h: tl.tensor,
-    add_w: tl.tensor,
-    out_b: tl.tensor,
-    out_c: tl.tensor,
-    out_w: tl.tensor,
+    out_ptr: tl.tensor,  # [B, C, 2H, 2W], with stride out_strides[3] from one position to the next
+    x_strides: tl.tuple,
+    add_strides: tl.tuple,
+    out_strides: tl.tuple,
     channels: tl.tensor,
     positions: tl.tensor,
     width: tl.tensor,
@@ -119,10 +107,11 @@ def _upsample_kernel(
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
     p = position.to(INDEX) + tl.arange(0, S_BLOCK)
     i, j = p // width, p % width
-    x_at = (i // 2).to(tl.int64) * x_h + (j // 2).to(tl.int64) * x_w
-    x_ptr += image * x_b + along_positions(x_at)
-    out_ptr += image * out_b + along_positions(p.to(tl.int64) * out_w)
+    x_at = (i // 2).to(tl.int64) * x_strides[2] + (j // 2).to(tl.int64) * x_strides[3]
+    x_ptr += image * x_strides[0] + along_positions(x_at)
+    out_ptr += image * out_strides[0] + along_positions(p.to(tl.int64) * out_strides[3])
     if add_ptr is not None:
+        add_b, add_c, add_h, add_w = add_strides
         # One product of the index keeps the compiler's knowledge that neighbours are adjacent in memory.
         add_at = p.to(tl.int64) * add_w if ADD_DENSE else i.to(tl.int64) * add_h + j.to(tl.int64) * add_w
         add_ptr += image * add_b + along_positions(add_at)
@@ -130,23 +119,18 @@ def _upsample_kernel(
     for step in range(STEPS):
         c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
         inside = inside_image & (c < channels)
-        value = tl.load(x_ptr + c * x_c, mask=inside, other=0).to(ACC)
+        value = tl.load(x_ptr + c * x_strides[1], mask=inside, other=0).to(ACC)
         if add_ptr is not None:
             value += tl.load(add_ptr + c * add_c, mask=inside, other=0).to(ACC)
-        tl.store(out_ptr + c * out_c, value.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + c * out_strides[1], value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tiles", "groups"])
 def _downsample_kernel(
     grad_out_ptr: tl.tensor,  # [B, C, 2H, 2W]
-    grad_ptr: tl.tensor,  # [B, C, H, W], with stride grad_w from one position to the next
-    out_b: tl.tensor,
-    out_c: tl.tensor,
-    out_h: tl.tensor,
-    out_w: tl.tensor,
-    grad_b: tl.tensor,
-    grad_c: tl.tensor,
-    grad_w: tl.tensor,
+    grad_ptr: tl.tensor,  # [B, C, H, W], with stride grad_strides[3] from one position to the next
+    grad_out_strides: tl.tuple,
+    grad_strides: tl.tuple,
     channels: tl.tensor,
     positions: tl.tensor,
     width: tl.tensor,
@@ -162,17 +146,17 @@ def _downsample_kernel(
     """Sums of the gradients of each position's four copies; `positions` and `width` are those of x."""
     image, _, position, channel = tile_place(tiles, groups, S_BLOCK, C_BLOCK, STEPS)
     p = spread_positions(position, S_BLOCK, CHANNELS_INNER, INDEX)
-    at = 2 * ((p // width).to(tl.int64) * out_h + (p % width).to(tl.int64) * out_w)
-    grad_out_ptr += image * out_b + along_positions(at)
-    grad_ptr += image * grad_b + along_positions(p.to(tl.int64) * grad_w)
+    at = 2 * ((p // width).to(tl.int64) * grad_out_strides[2] + (p % width).to(tl.int64) * grad_out_strides[3])
+    grad_out_ptr += image * grad_out_strides[0] + along_positions(at)
+    grad_ptr += image * grad_strides[0] + along_positions(p.to(tl.int64) * grad_strides[3])
     inside_image = along_positions(p < positions)
     for step in range(STEPS):
         c = along_channels(channel + step * C_BLOCK + tl.arange(0, C_BLOCK))
         inside = inside_image & (c < channels)
-        upper_ptr = grad_out_ptr + c * out_c
-        lower_ptr = upper_ptr + out_h
+        upper_ptr = grad_out_ptr + c * grad_out_strides[1]
+        lower_ptr = upper_ptr + grad_out_strides[2]
         g00 = tl.load(upper_ptr, mask=inside, other=0).to(ACC)
-        g01 = tl.load(upper_ptr + out_w, mask=inside, other=0).to(ACC)
+        g01 = tl.load(upper_ptr + grad_out_strides[3], mask=inside, other=0).to(ACC)
         g10 = tl.load(lower_ptr, mask=inside, other=0).to(ACC)
-        g11 = tl.load(lower_ptr + out_w, mask=inside, other=0).to(ACC)
-        tl.store(grad_ptr + c * grad_c, ((g00 + g01) + (g10 + g11)).to(grad_ptr.dtype.element_ty), mask=inside)
+        g11 = tl.load(lower_ptr + grad_out_strides[3], mask=inside, other=0).to(ACC)
+        tl.store(grad_ptr + c * grad_strides[1], ((g00 + g01) + (g10 + g11)).to(grad_ptr.dtype.element_ty), mask=inside)

@@ -33,27 +33,14 @@ from .._triton import (
 def pa_l2_loss_triton(student: Tensor, teacher: Tensor, mask: Tensor, channel_mean: bool) -> tuple[Tensor, Tensor]:
     """Loss and number of masked positions; arguments and results as in `_schemas.py`."""
     dtype = accumulation_dtype(student)
-    tiles = _tiles(student, teacher)
+    tiles, sizes, options = _plan(student, teacher, mask)
     programs = student.shape[0] * tiles.tiles * tiles.groups
     with on_device(student):
         sums = student.new_empty((programs,), dtype=dtype)
         counts = student.new_empty((student.shape[0] * tiles.tiles,), dtype=torch.int64)
         loss, count = student.new_empty((), dtype=dtype), student.new_empty((), dtype=torch.int64)
         if programs:
-            _loss_kernel[(programs,)](
-                student,
-                teacher,
-                mask.view(torch.uint8),
-                sums,
-                counts,
-                *_sizes(student, teacher, mask, tiles),
-                SCALE=_scale(student, teacher),
-                CHANNELS_INNER=tiles.channels_inner,
-                ACC=TRITON_DTYPE[dtype],
-                num_warps=4,
-                **tiles.options,
-                **LAUNCH,
-            )
+            _loss_kernel[(programs,)](student, teacher, mask.view(torch.uint8), sums, counts, *sizes, **options)
         _finish_kernel[(1,)](
             sums,
             counts,
@@ -77,7 +64,7 @@ def pa_l2_loss_backward_triton(
     grad = torch.empty_like(student)
     if grad.numel() == 0:
         return grad
-    tiles = _tiles(student, teacher)
+    tiles, sizes, options = _plan(student, teacher, mask)
     with on_device(student):
         _gradient_kernel[(student.shape[0] * tiles.tiles * tiles.groups,)](
             student,
@@ -88,31 +75,28 @@ def pa_l2_loss_backward_triton(
             grad,
             grad.stride(),
             student.shape[1] if channel_mean else 1,
-            *_sizes(student, teacher, mask, tiles),
-            SCALE=_scale(student, teacher),
-            CHANNELS_INNER=tiles.channels_inner,
-            ACC=TRITON_DTYPE[accumulation_dtype(student)],
-            num_warps=4,
-            **tiles.options,
-            **LAUNCH,
+            *sizes,
+            **options,
         )
     return grad
 
 
-def _scale(student: Tensor, teacher: Tensor) -> int:
-    return 1 if teacher.shape == student.shape else 2
-
-
-def _tiles(student: Tensor, teacher: Tensor) -> MapTiles:
-    # Short rows of positions, so that many tiles are without a masked one.
-    channels_inner = teacher.stride(1) == 1
-    positions = student.shape[2] * student.shape[3]
-    return map_tiles(positions, student.shape[1], channels_inner, 512, longest=128 if channels_inner else 64, steps=4)
-
-
-def _sizes(student: Tensor, teacher: Tensor, mask: Tensor, tiles: MapTiles) -> tuple[Any, ...]:
+def _plan(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[MapTiles, tuple[Any, ...], dict[str, Any]]:
+    """The tiles, and the last arguments and the options that both kernels take."""
     _, c, h, w = student.shape
-    return student.stride(), teacher.stride(), mask.stride(), c, h * w, w, tiles.tiles, tiles.groups
+    channels_inner = teacher.stride(1) == 1
+    # Short rows of positions, so that many tiles are without a masked one.
+    tiles = map_tiles(h * w, c, channels_inner, 512, longest=128 if channels_inner else 64, steps=4)
+    sizes = (student.stride(), teacher.stride(), mask.stride(), c, h * w, w, tiles.tiles, tiles.groups)
+    options = {
+        "SCALE": 1 if teacher.shape == student.shape else 2,
+        "CHANNELS_INNER": channels_inner,
+        "ACC": TRITON_DTYPE[accumulation_dtype(student)],
+        "num_warps": 4,
+        **tiles.options,
+        **LAUNCH,
+    }
+    return tiles, sizes, options
 
 
 @triton.jit

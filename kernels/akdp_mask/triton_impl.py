@@ -21,24 +21,21 @@ from .._triton import LAUNCH, TRITON_DTYPE, on_device, to_device
 from .._triton_iou import (
     LEVEL_FIELDS,
     TILE,
-    WINDOW_BLOCK,
-    WINDOW_COLUMNS,
+    anchor_tile,
     as_integers,
     box_offsets,
     dense_stats_kernel,
     level_table,
-    load_boxes,
-    lowest_bit,
+    load_level,
+    next_touching,
     open_window,
-    overlap,
-    pair_iou,
-    pick_level,
     slot_count,
-    tile_extent,
-    tile_of_image,
+    tile_options,
     touching_boxes,
-    window_anchors,
-    window_stats_kernel,
+    window_iou,
+    window_options,
+    window_stats,
+    window_tile,
 )
 from .reference import ADAPTIVE_NONZERO, FACTOR
 
@@ -63,53 +60,31 @@ def akdp_mask_triton(
     if count == 0:
         return _nothing(boxes, images, levels, images * cells, dtype, mode, factor)
     with on_device(boxes):
-        base_anchors = [base.contiguous() for base in base_anchors]
+        bases = tuple(base.contiguous() for base in base_anchors)
         table = level_table(strides, shapes, anchors)
         numbers = to_device([factor, *table, *box_offsets(counts)], boxes.device)
         slots = slot_count(count, shapes, anchors)
         mask = boxes.new_empty((images * cells,), dtype=torch.bool)
         sums = boxes.new_empty((3, levels, count, slots), dtype=torch.float64)
         maxima = boxes.new_empty((levels, count, slots), dtype=dtype)
-        grid = (count, levels * slots)
-        window = {
-            "LEVELS": levels,
-            "FIELDS": LEVEL_FIELDS,
-            "BASE_BLOCK": triton.next_power_of_2(max(*anchors, 1)),
-            "BLOCK": WINDOW_BLOCK,
-            "COLUMNS": WINDOW_COLUMNS,
-            "DTYPE": TRITON_DTYPE[dtype],
-            "num_warps": 1,
-            **LAUNCH,
-        }
-        window_stats_kernel[grid](
-            boxes,
-            tuple(base_anchors),
-            numbers[1:],
-            sums,
-            maxima,
-            mask.view(torch.uint8),
-            *boxes.stride(),
-            slots,
-            mask.numel(),
-            triton.cdiv(mask.numel(), grid[0] * grid[1]),
-            SUMS=True,
-            **window,
-        )
+        bytes_of_mask = mask.view(torch.uint8)
+        options = window_options(base_anchors, dtype)
+        window_stats(boxes, bases, numbers[1:], maxima, slots, options, sums, bytes_of_mask)
         lam, max_iou, thresholds, image_of_box = _reduce(
             boxes, sums, maxima, numbers, images, levels, 0, mode, all_levels, dtype
         )
-        _window_mask_kernel[grid](
+        _window_mask_kernel[(count, levels * slots)](
             boxes,
-            tuple(base_anchors),
+            bases,
             numbers[1:],
             thresholds,
             max_iou,
             image_of_box,
-            mask.view(torch.uint8),
-            *boxes.stride(),
+            bytes_of_mask,
+            boxes.stride(),
             slots,
             images,
-            **window,
+            **options,
         )
     return mask, lam, max_iou
 
@@ -130,9 +105,9 @@ def akdp_mask_dense_triton(
         mask = boxes.new_empty((images * cells,), dtype=torch.bool)
         sums = boxes.new_empty((3, images, tiles), dtype=torch.float64)
         maxima = boxes.new_zeros((1, count, 1), dtype=dtype)
-        arguments = (*boxes.stride(), *flat.stride(), n, cells, k, tiles)
-        options = {"BLOCK": TILE, "DTYPE": TRITON_DTYPE[dtype], "num_warps": 4, **LAUNCH}
-        offsets = numbers[1 + LEVEL_FIELDS :]
+        arguments = (boxes.stride(), flat.stride(), n, cells, k, tiles)
+        options = tile_options(dtype)
+        offsets = numbers[-images - 1 :]
         bytes_of_mask = mask.view(torch.uint8)
         dense_stats_kernel[(tiles * images,)](
             boxes, offsets, flat, sums, as_integers(maxima), bytes_of_mask, *arguments, SUMS=True, **options
@@ -184,7 +159,6 @@ def _reduce(
         MODE=mode,
         ALL_LEVELS=all_levels,
         LEVELS=levels,
-        FIELDS=LEVEL_FIELDS,
         DTYPE=TRITON_DTYPE[dtype],
         BLOCK=1024,
         SLOTS_BLOCK=16,
@@ -209,7 +183,6 @@ def _reduce_kernel(
     MODE: tl.constexpr,
     ALL_LEVELS: tl.constexpr,
     LEVELS: tl.constexpr,
-    FIELDS: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
     SLOTS_BLOCK: tl.constexpr,
@@ -218,7 +191,7 @@ def _reduce_kernel(
     image, own_level = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     images = tl.num_programs(0).to(tl.int64)
     COUNT: tl.constexpr = LEVELS if ALL_LEVELS else 1
-    offsets_ptr = numbers_ptr + 1 + LEVELS * FIELDS + image
+    offsets_ptr = numbers_ptr + 1 + LEVELS * LEVEL_FIELDS + image
     first, end = tl.load(offsets_ptr).to(tl.int64), tl.load(offsets_ptr + 1).to(tl.int64)
 
     if MODE == _FACTOR:
@@ -231,7 +204,7 @@ def _reduce_kernel(
         pairs = tl.zeros([], tl.float64)
         for i in tl.static_range(COUNT):
             level = own_level + i
-            level_ptr = numbers_ptr + 1 + level * FIELDS
+            level_ptr = numbers_ptr + 1 + level * LEVEL_FIELDS
             cells = tl.load(level_ptr + 2) * tl.load(level_ptr + 3)
             pairs += cells * tl.load(level_ptr + 4) * (end - first).to(tl.float64)
             at = tl.where(tiles > 0, image * tiles, first * slots)
@@ -270,66 +243,51 @@ def _reduce_kernel(
 
 @triton.jit(do_not_specialize=["slots", "images"])
 def _window_mask_kernel(
-    boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
-    base_ptrs: tl.tensor,  # L times [K, 4]
-    levels_ptr: tl.tensor,  # float64 [L, FIELDS]
+    boxes_ptr: tl.tensor,  # [G, 4] at box_strides
+    base_ptrs: tl.tuple,  # L times [K, 4]
+    levels_ptr: tl.tensor,  # float64 [L, LEVEL_FIELDS]
     thresholds_ptr: tl.tensor,  # DTYPE [L, G]
     max_iou_ptr: tl.tensor,  # DTYPE [L, G]
     image_ptr: tl.tensor,  # int32 [G]
     mask_ptr: tl.tensor,  # uint8, level after level, each [B, H, W]
-    stride_g: tl.tensor,
-    stride_c: tl.tensor,
+    box_strides: tl.tuple,
     slots: tl.tensor,
     images: tl.tensor,
     LEVELS: tl.constexpr,
-    FIELDS: tl.constexpr,
     BASE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
     """Sets the cells of the mask with an anchor whose IoU is greater than the box's threshold. The grid is (G, L * P)."""
-    g, share = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    level, slot = share // slots, (share % slots).to(tl.int32)
-    base_ptr, level_ptr = pick_level(base_ptrs, level, LEVELS), levels_ptr + level * FIELDS
-    at_level = level * tl.num_programs(0) + g
-    threshold, max_iou = tl.load(thresholds_ptr + at_level), tl.load(max_iou_ptr + at_level)
-    x1, y1, x2, y2, area, valid = load_boxes(boxes_ptr, g, stride_g, stride_c, True, DTYPE)
-    row, column, columns, pairs, tiles, step_y, step_x, anchors = open_window(
-        x1, y1, x2, y2, valid & (max_iou > threshold), base_ptr, level_ptr, BASE_BLOCK, BLOCK, COLUMNS, DTYPE
+    g, level, slot, window, tiles = open_window(
+        boxes_ptr, box_strides, base_ptrs, levels_ptr, slots, LEVELS, BASE_BLOCK, BLOCK, COLUMNS, DTYPE
     )
-    row_tiles = tl.cdiv(pairs, BLOCK)
-    height, width = tl.load(level_ptr + 2).to(tl.int64), tl.load(level_ptr + 3).to(tl.int64)
-    first_cell = tl.load(level_ptr + 5).to(tl.int64) * images + tl.load(image_ptr + g) * height * width
+    at_level = level * tl.num_programs(0) + g
+    threshold = tl.load(thresholds_ptr + at_level)
+    tiles = tl.where(tl.load(max_iou_ptr + at_level) > threshold, tiles, 0)
+    _, _, height, width, _, cells = load_level(levels_ptr, level, DTYPE)
+    mask_ptr += cells * images + tl.load(image_ptr + g) * height.to(tl.int64) * width
     tile = slot
     while tile < tiles:
-        pair = (tile % row_tiles) * BLOCK + tl.arange(0, BLOCK)
-        i, base_x1, base_x2, anchor_height, h = window_anchors(
-            base_ptr, pair, pairs, row, anchors, step_y, y1, y2, DTYPE
-        )
-        row_ptr = mask_ptr + first_cell + i.to(tl.int64) * width
-        offset = (tile // row_tiles) * COLUMNS
-        end = tl.minimum(offset + COLUMNS, columns)
-        while offset < end:
-            shift = (column + offset).to(DTYPE) * step_x
-            low, high = base_x1 + shift, base_x2 + shift
-            iou, _ = pair_iou(overlap(low, high, x1, x2), h, (high - low) * anchor_height, area)
-            tl.store(row_ptr + (column + offset), tl.full([BLOCK], 1, tl.uint8), mask=iou > threshold)
-            offset += 1
+        row, column, end, anchors = window_tile(window, tile, BLOCK, COLUMNS, DTYPE)
+        row_ptr = mask_ptr + row.to(tl.int64) * width
+        while column < end:
+            iou = window_iou(window, anchors, column, DTYPE)[0]
+            tl.store(row_ptr + column, tl.full([BLOCK], 1, tl.uint8), mask=iou > threshold)
+            column += 1
         tile += slots
 
 
 @triton.jit(do_not_specialize=["tiles"])
 def _dense_mask_kernel(
-    boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
+    boxes_ptr: tl.tensor,  # [G, 4] at box_strides
     offsets_ptr: tl.tensor,  # float64 [B + 1]
-    anchors_ptr: tl.tensor,  # [N, 4] at strides stride_n, stride_a
+    anchors_ptr: tl.tensor,  # [N, 4] at anchor_strides
     thresholds_ptr: tl.tensor,  # DTYPE [G]
     mask_ptr: tl.tensor,  # uint8 [B, cells]
-    stride_g: tl.tensor,
-    stride_c: tl.tensor,
-    stride_n: tl.tensor,
-    stride_a: tl.tensor,
+    box_strides: tl.tuple,
+    anchor_strides: tl.tuple,
     count: tl.tensor,
     cells: tl.tensor,
     anchors_per_cell: tl.tensor,
@@ -341,20 +299,14 @@ def _dense_mask_kernel(
 
     A program is a tile of an image.
     """
-    image, tile = tile_of_image(tiles)
-    n = tile * BLOCK + tl.arange(0, BLOCK)
-    ax1, ay1, ax2, ay2, area, valid = load_boxes(anchors_ptr, n, stride_n, stride_a, n < count, DTYPE)
-    low_x, low_y, high_x, high_y = tile_extent(ax1, ay1, ax2, ay2, valid)
+    image, n, anchors, rectangle = anchor_tile(anchors_ptr, anchor_strides, count, tiles, BLOCK, DTYPE)
     above = tl.zeros([BLOCK], tl.int1)
     first = tl.load(offsets_ptr + image).to(tl.int64)
     end = tl.load(offsets_ptr + image + 1).to(tl.int64)
     while first < end:
-        bits = touching_boxes(boxes_ptr, stride_g, stride_c, first, end, low_x, low_y, high_x, high_y, DTYPE)
+        bits = touching_boxes(boxes_ptr, box_strides, first, end, rectangle, DTYPE)
         while bits != 0:
-            g = first + lowest_bit(bits)
-            bits &= bits - 1
-            x1, y1, x2, y2, box_area, _ = load_boxes(boxes_ptr, g, stride_g, stride_c, True, DTYPE)
-            iou, _ = pair_iou(overlap(ax1, ax2, x1, x2), overlap(ay1, ay2, y1, y2), area, box_area)
+            g, bits, iou, _ = next_touching(boxes_ptr, box_strides, first, bits, anchors, DTYPE)
             above |= iou > tl.load(thresholds_ptr + g)
         first += 32
     mask_ptr += image * cells + n // anchors_per_cell

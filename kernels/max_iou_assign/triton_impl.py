@@ -10,35 +10,33 @@ Sizes: B images, G boxes in all, L levels of H x W cells with K anchors each, A 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .._numerics import accumulation_dtype
-from .._triton import LAUNCH, TRITON_DTYPE, on_device, to_device
+from .._triton import on_device, to_device
 from .._triton_iou import (
     LEVEL_FIELDS,
     TILE,
-    WINDOW_BLOCK,
-    WINDOW_COLUMNS,
+    anchor_tile,
     as_integers,
     base_extent,
     box_offsets,
     dense_stats_kernel,
+    grid_options,
     level_table,
     load_boxes,
-    lowest_bit,
-    overlap,
-    pair_iou,
+    load_level,
+    next_touching,
     pick_level,
     slot_count,
-    tile_extent,
     tile_of_image,
+    tile_options,
     touching_boxes,
-    window_stats_kernel,
+    window_options,
+    window_stats,
 )
 from .reference import BELOW, BETWEEN
 
@@ -60,7 +58,7 @@ def max_iou_assign_triton(
 ) -> Tensor:
     """The assignment of all levels' anchors, for B images in one call; arguments and results as in `_schemas.py`."""
     dtype = accumulation_dtype(boxes, *base_anchors)
-    levels, count, images = len(base_anchors), boxes.shape[0], len(counts)
+    count, images = boxes.shape[0], len(counts)
     anchors = [base.shape[0] for base in base_anchors]
     total = sum(k * h * w for k, h, w in zip(anchors, shapes[::2], shapes[1::2], strict=True))
     if count == 0 or total == 0:
@@ -72,52 +70,29 @@ def max_iou_assign_triton(
         first_anchor += k * h * w
         first_tile += triton.cdiv(h, TILE_ROWS) * triton.cdiv(w * k, columns)
     with on_device(boxes):
-        base_anchors = [base.contiguous() for base in base_anchors]
+        bases = tuple(base.contiguous() for base in base_anchors)
         table = level_table(strides, shapes, anchors)
         numbers = to_device([positive, negative, *table, *places, *box_offsets(counts)], boxes.device)
-        common = {
-            "LEVELS": levels,
-            "FIELDS": LEVEL_FIELDS,
-            "BASE_BLOCK": triton.next_power_of_2(max(anchors)),
-            "DTYPE": TRITON_DTYPE[dtype],
-            **LAUNCH,
-        }
         best = None
         if allow_low_quality:
             best = boxes.new_zeros((count,), dtype=dtype)
             slots = slot_count(count, shapes, anchors)
-            window_stats_kernel[(count, levels * slots)](
-                boxes,
-                tuple(base_anchors),
-                numbers[2:],
-                None,
-                as_integers(best),
-                None,
-                *boxes.stride(),
-                slots,
-                0,
-                0,
-                SUMS=False,
-                BLOCK=WINDOW_BLOCK,
-                COLUMNS=WINDOW_COLUMNS,
-                num_warps=1,
-                **common,
-            )
+            options = window_options(base_anchors, dtype)
+            window_stats(boxes, bases, numbers[2:], as_integers(best), slots, options)
         assigned = boxes.new_empty((images, total), dtype=torch.int64)
         _assign_kernel[(first_tile * images,)](
             boxes,
-            tuple(base_anchors),
+            bases,
             numbers,
             best,
             assigned,
-            *boxes.stride(),
+            boxes.stride(),
             total,
             first_tile,
             KEEP_BEST=allow_low_quality,
             ROWS=TILE_ROWS,
-            BLOCK=TILE,
-            num_warps=4,
-            **common,
+            **grid_options(base_anchors),
+            **tile_options(dtype),
         )
     return assigned
 
@@ -134,29 +109,17 @@ def max_iou_assign_dense_triton(
         numbers = to_device([positive, negative, *box_offsets(counts)], boxes.device)
         tiles = triton.cdiv(total, TILE)
         grid = (tiles * images,)
-        strides = (*boxes.stride(), *anchors.stride())
-        options: dict[str, Any] = {"BLOCK": TILE, "DTYPE": TRITON_DTYPE[dtype], "num_warps": 4, **LAUNCH}
+        sizes = (boxes.stride(), anchors.stride(), total)
+        options = tile_options(dtype)
         best = None
         if allow_low_quality:
             best = boxes.new_zeros((count,), dtype=dtype)
             dense_stats_kernel[grid](
-                boxes,
-                numbers[2:],
-                anchors,
-                None,
-                as_integers(best),
-                None,
-                *strides,
-                total,
-                0,
-                1,
-                tiles,
-                SUMS=False,
-                **options,
+                boxes, numbers[2:], anchors, None, as_integers(best), None, *sizes, 0, 1, tiles, SUMS=False, **options
             )
         assigned = boxes.new_empty((images, total), dtype=torch.int64)
         _assign_dense_kernel[grid](
-            boxes, numbers, anchors, best, assigned, *strides, total, tiles, KEEP_BEST=allow_low_quality, **options
+            boxes, numbers, anchors, best, assigned, *sizes, tiles, KEEP_BEST=allow_low_quality, **options
         )
     return assigned
 
@@ -164,38 +127,27 @@ def max_iou_assign_dense_triton(
 @triton.jit
 def _assign(
     boxes_ptr: tl.tensor,
-    stride_g: tl.tensor,
-    stride_c: tl.tensor,
+    strides: tl.tuple,
+    thresholds_ptr: tl.tensor,
     offsets_ptr: tl.tensor,
     best_ptr: tl.tensor,
-    ax1: tl.tensor,
-    ay1: tl.tensor,
-    ax2: tl.tensor,
-    ay2: tl.tensor,
-    low_x: tl.tensor,
-    low_y: tl.tensor,
-    high_x: tl.tensor,
-    high_y: tl.tensor,
-    positive: tl.tensor,
-    negative: tl.tensor,
+    anchors: tl.tuple,
+    rectangle: tl.tuple,
     KEEP_BEST: tl.constexpr,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> tl.tensor:
     """What the anchors of a tile are assigned to; the rectangle contains all of them that can intersect a box."""
-    area = (ax2 - ax1) * (ay2 - ay1)
+    positive, negative = tl.load(thresholds_ptr).to(DTYPE), tl.load(thresholds_ptr + 1).to(DTYPE)
     greatest = tl.zeros([BLOCK], DTYPE)
     index = tl.zeros([BLOCK], tl.int64)
     keep = tl.zeros([BLOCK], tl.int1)
     start, end = tl.load(offsets_ptr).to(tl.int64), tl.load(offsets_ptr + 1).to(tl.int64)
     first = start
     while first < end:
-        bits = touching_boxes(boxes_ptr, stride_g, stride_c, first, end, low_x, low_y, high_x, high_y, DTYPE)
+        bits = touching_boxes(boxes_ptr, strides, first, end, rectangle, DTYPE)
         while bits != 0:
-            g = first + lowest_bit(bits)
-            bits &= bits - 1
-            x1, y1, x2, y2, box_area, _ = load_boxes(boxes_ptr, g, stride_g, stride_c, True, DTYPE)
-            iou, _ = pair_iou(overlap(ax1, ax2, x1, x2), overlap(ay1, ay2, y1, y2), area, box_area)
+            g, bits, iou, _ = next_touching(boxes_ptr, strides, first, bits, anchors, DTYPE)
             if KEEP_BEST:
                 keep |= (iou == tl.load(best_ptr + g)) & (iou > 0)
             better = iou > greatest
@@ -210,18 +162,16 @@ def _assign(
 
 @triton.jit(do_not_specialize=["tiles"])
 def _assign_kernel(
-    boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
-    base_ptrs: tl.tensor,  # L times [K, 4]
+    boxes_ptr: tl.tensor,  # [G, 4] at box_strides
+    base_ptrs: tl.tuple,  # L times [K, 4]
     numbers_ptr: tl.tensor,  # float64: thresholds, table of levels, first anchor and tile of each, offsets of images
     best_ptr: tl.tensor,  # DTYPE [G], or None
     assigned_ptr: tl.tensor,  # int64 [B, A]
-    stride_g: tl.tensor,
-    stride_c: tl.tensor,
+    box_strides: tl.tuple,
     total: tl.tensor,
     tiles: tl.tensor,
     KEEP_BEST: tl.constexpr,
     LEVELS: tl.constexpr,
-    FIELDS: tl.constexpr,
     BASE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -231,16 +181,13 @@ def _assign_kernel(
     image, tile = tile_of_image(tiles)
     COLUMNS: tl.constexpr = BLOCK // ROWS
     levels_ptr = numbers_ptr + 2
-    places_ptr = levels_ptr + LEVELS * FIELDS
+    places_ptr = levels_ptr + LEVELS * LEVEL_FIELDS
     offsets_ptr = places_ptr + 2 * LEVELS + image
-    positive, negative = tl.load(numbers_ptr).to(DTYPE), tl.load(numbers_ptr + 1).to(DTYPE)
     level = tl.zeros([], tl.int32)
     for i in tl.static_range(1, LEVELS):
         level += (tile >= tl.load(places_ptr + 2 * i + 1).to(tl.int64)).to(tl.int32)
-    base_ptr, level_ptr = pick_level(base_ptrs, level, LEVELS), levels_ptr + level * FIELDS
-    step_y, step_x = tl.load(level_ptr).to(DTYPE), tl.load(level_ptr + 1).to(DTYPE)
-    height, width = tl.load(level_ptr + 2).to(tl.int32), tl.load(level_ptr + 3).to(tl.int32)
-    anchors = tl.load(level_ptr + 4).to(tl.int32)
+    base_ptr = pick_level(base_ptrs, level, LEVELS)
+    step_y, step_x, height, width, anchors, _ = load_level(levels_ptr, level, DTYPE)
     first_anchor = tl.load(places_ptr + 2 * level).to(tl.int64)
     tile_of_level = (tile - tl.load(places_ptr + 2 * level + 1).to(tl.int64)).to(tl.int32)
 
@@ -249,35 +196,21 @@ def _assign_kernel(
     last_row = tl.minimum(first_row + ROWS, height) - 1
     last_place = tl.minimum(first_place + COLUMNS, width * anchors) - 1
     base_low_x, base_low_y, base_high_x, base_high_y = base_extent(base_ptr, anchors, BASE_BLOCK, DTYPE)
-    low_x = base_low_x + (first_place // anchors).to(DTYPE) * step_x
-    low_y = base_low_y + first_row.to(DTYPE) * step_y
-    high_x = base_high_x + (last_place // anchors).to(DTYPE) * step_x
-    high_y = base_high_y + last_row.to(DTYPE) * step_y
-
+    rectangle = (
+        base_low_x + (first_place // anchors).to(DTYPE) * step_x,
+        base_low_y + first_row.to(DTYPE) * step_y,
+        base_high_x + (last_place // anchors).to(DTYPE) * step_x,
+        base_high_y + last_row.to(DTYPE) * step_y,
+    )
     lane = tl.arange(0, BLOCK)
     row, place = first_row + lane // COLUMNS, first_place + lane % COLUMNS
     inside = (row <= last_row) & (place <= last_place)
-    bx1, by1, bx2, by2, _, _ = load_boxes(base_ptr, place % anchors, 4, 1, inside, DTYPE)
+    base, _ = load_boxes(base_ptr, place % anchors, (4, 1), inside, DTYPE)
     shift_x, shift_y = (place // anchors).to(DTYPE) * step_x, row.to(DTYPE) * step_y
+    x1, y1, x2, y2 = base[0] + shift_x, base[1] + shift_y, base[2] + shift_x, base[3] + shift_y
+    of_tile = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
     result = _assign(
-        boxes_ptr,
-        stride_g,
-        stride_c,
-        offsets_ptr,
-        best_ptr,
-        bx1 + shift_x,
-        by1 + shift_y,
-        bx2 + shift_x,
-        by2 + shift_y,
-        low_x,
-        low_y,
-        high_x,
-        high_y,
-        positive,
-        negative,
-        KEEP_BEST,
-        BLOCK,
-        DTYPE,
+        boxes_ptr, box_strides, numbers_ptr, offsets_ptr, best_ptr, of_tile, rectangle, KEEP_BEST, BLOCK, DTYPE
     )
     anchor = first_anchor + row.to(tl.int64) * (width * anchors) + place
     tl.store(assigned_ptr + image * total + anchor, result, mask=inside)
@@ -285,15 +218,13 @@ def _assign_kernel(
 
 @triton.jit(do_not_specialize=["tiles"])
 def _assign_dense_kernel(
-    boxes_ptr: tl.tensor,  # [G, 4] at strides stride_g, stride_c
+    boxes_ptr: tl.tensor,  # [G, 4] at box_strides
     numbers_ptr: tl.tensor,  # float64: thresholds, first box of each image, G
-    anchors_ptr: tl.tensor,  # [A, 4] at strides stride_n, stride_a
+    anchors_ptr: tl.tensor,  # [A, 4] at anchor_strides
     best_ptr: tl.tensor,  # DTYPE [G], or None
     assigned_ptr: tl.tensor,  # int64 [B, A]
-    stride_g: tl.tensor,
-    stride_c: tl.tensor,
-    stride_n: tl.tensor,
-    stride_a: tl.tensor,
+    box_strides: tl.tuple,
+    anchor_strides: tl.tuple,
     total: tl.tensor,
     tiles: tl.tensor,
     KEEP_BEST: tl.constexpr,
@@ -301,28 +232,9 @@ def _assign_dense_kernel(
     DTYPE: tl.constexpr,
 ) -> None:
     """Assigns a tile of BLOCK anchors. A program is a tile of an image."""
-    image, tile = tile_of_image(tiles)
-    n = tile * BLOCK + tl.arange(0, BLOCK)
-    ax1, ay1, ax2, ay2, _, valid = load_boxes(anchors_ptr, n, stride_n, stride_a, n < total, DTYPE)
-    low_x, low_y, high_x, high_y = tile_extent(ax1, ay1, ax2, ay2, valid)
+    image, n, of_tile, rectangle = anchor_tile(anchors_ptr, anchor_strides, total, tiles, BLOCK, DTYPE)
+    offsets_ptr = numbers_ptr + 2 + image
     result = _assign(
-        boxes_ptr,
-        stride_g,
-        stride_c,
-        numbers_ptr + 2 + image,
-        best_ptr,
-        ax1,
-        ay1,
-        ax2,
-        ay2,
-        low_x,
-        low_y,
-        high_x,
-        high_y,
-        tl.load(numbers_ptr).to(DTYPE),
-        tl.load(numbers_ptr + 1).to(DTYPE),
-        KEEP_BEST,
-        BLOCK,
-        DTYPE,
+        boxes_ptr, box_strides, numbers_ptr, offsets_ptr, best_ptr, of_tile, rectangle, KEEP_BEST, BLOCK, DTYPE
     )
     tl.store(assigned_ptr + image * total + n, result, mask=n < total)

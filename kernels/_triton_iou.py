@@ -28,9 +28,11 @@ WINDOW_BLOCK, WINDOW_COLUMNS = 64, 32
 
 At VisDrone's box sizes most windows are 6 to 10 cells wide and high, so that larger tiles would stand half empty.
 """
+WINDOW_OPTIONS: dict[str, Any] = {"BLOCK": WINDOW_BLOCK, "COLUMNS": WINDOW_COLUMNS, "num_warps": 1}
 
 TILE = 1024
 """Anchors a tile: 8 a thread of 4 warps."""
+TILE_OPTIONS: dict[str, Any] = {"BLOCK": TILE, "num_warps": 4}
 
 _INF = tl.constexpr(float("inf"))
 _MANY = tl.constexpr(2**30)
@@ -69,21 +71,11 @@ def slot_count(boxes: int, shapes: Sequence[int], anchors: Sequence[int]) -> int
     return max(1, min(16, tiles, 16384 // max(boxes * len(anchors), 1)))
 
 
-def grid_options(base_anchors: Sequence[Tensor]) -> dict[str, Any]:
-    """Options of every kernel on anchor grids."""
+def grid_options(base_anchors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Options of every kernel on anchor grids; `dtype` is the IoU's."""
     largest = max(1, *(base.shape[0] for base in base_anchors))
-    return {"LEVELS": len(base_anchors), "BASE_BLOCK": triton.next_power_of_2(largest)}
-
-
-def window_options(base_anchors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Options of a kernel whose programs take windows. `dtype`: of the IoU."""
-    sizes = {"BLOCK": WINDOW_BLOCK, "COLUMNS": WINDOW_COLUMNS, "num_warps": 1}
-    return {**grid_options(base_anchors), **sizes, "DTYPE": TRITON_DTYPE[dtype], **LAUNCH}
-
-
-def tile_options(dtype: torch.dtype) -> dict[str, Any]:
-    """Options of a kernel whose programs take tiles of anchors. `dtype`: of the IoU."""
-    return {"BLOCK": TILE, "num_warps": 4, "DTYPE": TRITON_DTYPE[dtype], **LAUNCH}
+    levels = {"LEVELS": len(base_anchors), "BASE_BLOCK": triton.next_power_of_2(largest)}
+    return {**levels, "DTYPE": TRITON_DTYPE[dtype], **LAUNCH}
 
 
 def window_stats(
@@ -98,10 +90,9 @@ def window_stats(
 ) -> None:
     """Launches :func:`window_stats_kernel`, where the shapes stand; SUMS with `sums` and `mask`."""
     grid = (boxes.shape[0], len(bases) * slots)
-    size = 0 if mask is None else mask.numel()
-    share = triton.cdiv(size, grid[0] * grid[1])
+    size, share = (0, 0) if mask is None else (mask.numel(), triton.cdiv(mask.numel(), grid[0] * grid[1]))
     arguments = (boxes, bases, levels, sums, maxima, mask, boxes.stride(), slots, size, share)
-    window_stats_kernel[grid](*arguments, SUMS=mask is not None, **options)
+    window_stats_kernel[grid](*arguments, SUMS=mask is not None, **WINDOW_OPTIONS, **options)
 
 
 def as_integers(x: Tensor) -> Tensor:

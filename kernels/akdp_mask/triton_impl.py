@@ -21,19 +21,20 @@ from .._triton import LAUNCH, TRITON_DTYPE, on_device, to_device
 from .._triton_iou import (
     LEVEL_FIELDS,
     TILE,
+    TILE_OPTIONS,
+    WINDOW_OPTIONS,
     anchor_tile,
     as_integers,
     box_offsets,
     dense_stats_kernel,
+    grid_options,
     level_table,
     load_level,
     next_touching,
     open_window,
     slot_count,
-    tile_options,
     touching_boxes,
     window_iou,
-    window_options,
     window_stats,
     window_tile,
 )
@@ -68,7 +69,7 @@ def akdp_mask_triton(
         sums = boxes.new_empty((3, levels, count, slots), dtype=torch.float64)
         maxima = boxes.new_empty((levels, count, slots), dtype=dtype)
         bytes_of_mask = mask.view(torch.uint8)
-        options = window_options(base_anchors, dtype)
+        options = grid_options(base_anchors, dtype)
         window_stats(boxes, bases, numbers[1:], maxima, slots, options, sums, bytes_of_mask)
         lam, max_iou, thresholds, image_of_box = _reduce(
             boxes, sums, maxima, numbers, images, levels, 0, mode, all_levels, dtype
@@ -84,6 +85,7 @@ def akdp_mask_triton(
             boxes.stride(),
             slots,
             images,
+            **WINDOW_OPTIONS,
             **options,
         )
     return mask, lam, max_iou
@@ -106,7 +108,7 @@ def akdp_mask_dense_triton(
         sums = boxes.new_empty((3, images, tiles), dtype=torch.float64)
         maxima = boxes.new_zeros((1, count, 1), dtype=dtype)
         arguments = (boxes.stride(), flat.stride(), n, cells, k, tiles)
-        options = tile_options(dtype)
+        options = {**TILE_OPTIONS, "DTYPE": TRITON_DTYPE[dtype], **LAUNCH}
         offsets = numbers[-images - 1 :]
         bytes_of_mask = mask.view(torch.uint8)
         dense_stats_kernel[(tiles * images,)](

@@ -16,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .._numerics import accumulation_dtype
-from .._triton import on_device, to_device
+from .._triton import LAUNCH, TRITON_DTYPE, on_device, to_device
 from .._triton_iou import (
     LEVEL_FIELDS,
     TILE,
+    TILE_OPTIONS,
     anchor_tile,
     as_integers,
     base_extent,
@@ -33,9 +34,7 @@ from .._triton_iou import (
     pick_level,
     slot_count,
     tile_of_image,
-    tile_options,
     touching_boxes,
-    window_options,
     window_stats,
 )
 from .reference import BELOW, BETWEEN
@@ -73,11 +72,11 @@ def max_iou_assign_triton(
         bases = tuple(base.contiguous() for base in base_anchors)
         table = level_table(strides, shapes, anchors)
         numbers = to_device([positive, negative, *table, *places, *box_offsets(counts)], boxes.device)
+        options = grid_options(base_anchors, dtype)
         best = None
         if allow_low_quality:
             best = boxes.new_zeros((count,), dtype=dtype)
             slots = slot_count(count, shapes, anchors)
-            options = window_options(base_anchors, dtype)
             window_stats(boxes, bases, numbers[2:], as_integers(best), slots, options)
         assigned = boxes.new_empty((images, total), dtype=torch.int64)
         _assign_kernel[(first_tile * images,)](
@@ -91,8 +90,8 @@ def max_iou_assign_triton(
             first_tile,
             KEEP_BEST=allow_low_quality,
             ROWS=TILE_ROWS,
-            **grid_options(base_anchors),
-            **tile_options(dtype),
+            **TILE_OPTIONS,
+            **options,
         )
     return assigned
 
@@ -110,7 +109,7 @@ def max_iou_assign_dense_triton(
         tiles = triton.cdiv(total, TILE)
         grid = (tiles * images,)
         sizes = (boxes.stride(), anchors.stride(), total)
-        options = tile_options(dtype)
+        options = {**TILE_OPTIONS, "DTYPE": TRITON_DTYPE[dtype], **LAUNCH}
         best = None
         if allow_low_quality:
             best = boxes.new_zeros((count,), dtype=dtype)

@@ -54,12 +54,11 @@ def lock_folder(out: Path, *, new: bool) -> IO[str]:
 
 
 def write_json(file: Path, content: object) -> None:
-    """Written whole or not at all, and on the disk when this returns."""
+    """Written whole or not at all; its content is on the disk when this returns, its name once the folder is synced."""
     temporary = file.with_suffix(".writing")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     fsync(temporary)
     os.replace(temporary, file)
-    fsync(file.parent)
 
 
 def part_file(out: Path, part: str) -> Path:

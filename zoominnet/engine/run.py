@@ -25,7 +25,7 @@ from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
-from zoominnet.engine.checkpoint import ModelInfo, load_model
+from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
 from zoominnet.engine.checks import check_memory, check_teacher_fits, choose_backends
 from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.folder import (
@@ -145,6 +145,7 @@ class Run:
                 write_coco(part, part_file(out, part.name), overwrite=True)
             for name, content in ((DATA_FILE, self.data), (CONFIG_FILE, self.config.as_dict())):
                 write_json(out / name, content)
+            fsync(out)
         self.ranks.mark_begun()
 
     def _header(self) -> Table:

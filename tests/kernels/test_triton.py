@@ -6,9 +6,9 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,19 +40,24 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+TESTED = (*_dispatch.OPERATIONS, "kernel_operators")
+
+
 @needs_triton
 @pytest.mark.timeout(900)
-def test_every_test_of_the_operations_in_the_interpreter() -> None:
-    def run(operation: str) -> subprocess.CompletedProcess[str]:
-        # The interpreter knows nothing of alignment, for which alone layouts are tested with numbers of two bytes.
-        chosen = ("-p", "no:cacheprovider", "-k", "not (test_layouts and float16)", str(HERE / f"test_{operation}.py"))
-        return python("-m", "pytest", "-q", "-p", "triton_interpreter", *chosen, **INTERPRETED)
-
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(run, (*_dispatch.OPERATIONS, "kernel_operators")):
-            assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-            assert " passed" in done.stdout
-            assert "skipped" not in done.stdout
+@pytest.mark.parametrize(
+    "names",
+    [TESTED[:1], TESTED[1:]],  # two processes of about the same length; to start one takes seconds
+    ids=" ".join,
+)
+def test_every_test_of_the_operations_in_the_interpreter(names: tuple[str, ...]) -> None:
+    # The interpreter knows nothing of alignment, for which alone layouts are tested with numbers of two bytes.
+    chosen = ("-p", "no:cacheprovider", "-k", "not (test_layouts and float16)")
+    files = [str(HERE / f"test_{name}.py") for name in names]
+    done = python("-m", "pytest", "-v", "-p", "triton_interpreter", *chosen, *files, **INTERPRETED)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert all(re.search(rf"test_{name}\.py::.* PASSED", done.stdout) for name in names)
+    assert "skipped" not in done.stdout
 
 
 OFFSETS = """

@@ -15,6 +15,7 @@ import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
 from hypothesis import settings
+from triton.language import core
 
 # The interpreter takes about 20 microseconds an operation, whatever its size, and a program has hundreds.
 TOO_SLOW = {"test_memory_does_not_grow_with_anchors_times_boxes", "test_repeats_and_threads_give_the_same_bits"}
@@ -75,6 +76,40 @@ def patch_language_once(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return patch_once
 
 
+def numpy_dtype_once(find: Callable[[tl.dtype], np.dtype]) -> Callable[[tl.dtype], np.dtype]:
+    """The interpreter makes its whole table of types for each look into it."""
+    found: dict[str, np.dtype] = {}
+
+    def look_up(dtype: tl.dtype) -> np.dtype:
+        if dtype.name not in found:
+            found[dtype.name] = find(dtype)
+        return found[dtype.name]
+
+    return look_up
+
+
+def equal_types(equal: Callable[[tl.dtype, object], bool]) -> Callable[[tl.dtype, object], bool]:
+    """Most are the very same."""
+    return lambda dtype, other: dtype is other or equal(dtype, other)
+
+
+def make_tuple(self: core.tuple, values: Any, type: Any = None) -> None:
+    """Without the type, which `type_of_tuple` makes when it is asked for: three tuples an operation, and none is asked."""
+    self.values = list(values)
+    if type is not None:
+        self.type = type if isinstance(type, core.tuple_type) else core.tuple_type(type)
+
+
+def type_of_tuple(field: Callable[[core.tuple, str], Any]) -> Callable[[core.tuple, str], Any]:
+    def get(self: core.tuple, name: str) -> Any:
+        if name != "type":
+            return field(self, name)
+        self.type = core._type_for_tuple_values(self.values)
+        return self.type
+
+    return get
+
+
 # Few evaluations in place of two an element; values and gradients are compared element by element in other tests.
 torch.autograd.gradcheck = functools.partial(torch.autograd.gradcheck, fast_mode=True)
 torch.autograd.gradgradcheck = functools.partial(torch.autograd.gradgradcheck, fast_mode=True)
@@ -83,3 +118,7 @@ interpreter._convert_float = convert
 interpreter._patch_lang = patch_language_once(interpreter._patch_lang)
 # It would copy every byte of each tensor's storage to itself, untouched memory between strides included.
 interpreter.GridExecutor._restore_args_dev = lambda *_: None
+interpreter._get_np_dtype = numpy_dtype_once(interpreter._get_np_dtype)
+core.dtype.__eq__ = equal_types(core.dtype.__eq__)
+core.tuple.__init__ = make_tuple
+core.tuple.__getattr__ = type_of_tuple(core.tuple.__getattr__)

@@ -1,7 +1,10 @@
 """Tiny training runs through the command itself."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -59,8 +62,49 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread() -> Iterator[None]:
+    """As many as a process has for itself in `make test`."""
+    with threads(1):
+        yield
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(_one_thread: None) -> Iterator[None]:
+    """For runs that are compared with `tiny_runs`."""
+    with threads(2):
+        yield
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a run that several tests look at, and none changes; and what it said."""
+
+    path: Path
+    out: str
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
+    """`tiny_runs("--option", ...)` is what `tiny_train` makes of the options, with two threads; made once."""
+
+    @functools.cache
+    def finished(*options: str) -> FinishedRun:
+        run, said = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
+        with threads(2), contextlib.redirect_stdout(said):
+            assert train.main([*TINY, *options, "--out", str(run)]) == 0
+        return FinishedRun(run, said.getvalue())
+
+    return finished
 
 
 def uninterrupted(out: Path, *options: str) -> dict[str, str]:

@@ -58,8 +58,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert not different
 
 
-def write_overfit_data(root: Path, scenes: str = "ab") -> None:
-    """VisDrone images with plain squares of three colours and classes: 120 copies to train on, one of each to validate.
+def write_overfit_data(root: Path, scenes: str = "ab", images: int = 20) -> None:
+    """VisDrone images with plain squares of three colours and classes: copies to train on, one of each to validate.
 
     Scenes "a" and "b" are any; "s" is its own mirror image, so that flips change nothing.
     """
@@ -73,7 +73,7 @@ def write_overfit_data(root: Path, scenes: str = "ab") -> None:
     for split in ("train", "val"):
         for folder in ("images", "annotations"):
             (root / split / folder).mkdir(parents=True)
-        copies = 120 // len(scenes) if split == "train" else 1
+        copies = images // len(scenes) if split == "train" else 1
         for name in scenes:
             boxes = layout[name]
             pixels = rng.integers(90, 130, (128, 128, 3), dtype=np.uint8)
@@ -90,7 +90,7 @@ def write_overfit_data(root: Path, scenes: str = "ab") -> None:
 @pytest.mark.timeout(600)
 def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     # The same four images in every batch: BatchNorm's statistics are those of evaluation, and no luck is needed.
-    write_overfit_data(tmp_path / "data", scenes="s")
+    write_overfit_data(tmp_path / "data", scenes="s", images=120)
     options = "--profile demo --device cpu --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
     schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.01 --decay-at 0.6 0.85 --clip-grad-norm 2"
     assert (
@@ -105,11 +105,8 @@ def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     assert result["models"]["student"]["AP"] > 0.9
 
 
-def test_teacher_then_student_and_the_evaluation_of_both(
-    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert tiny_train() == 0
-    out = capsys.readouterr().out
+def test_teacher_then_student_and_the_evaluation_of_both(tiny_runs: Callable[..., Any], tmp_path: Path) -> None:
+    run, out = tiny_runs().path, tiny_runs().out
     for expected in (
         "kernels    akdp_mask: reference",
         "teacher: AP",
@@ -118,7 +115,6 @@ def test_teacher_then_student_and_the_evaluation_of_both(
         "COCO scores on val (4 images)",
     ):
         assert expected in out
-    run = tmp_path / "run"
     result = json.loads((run / "result.json").read_text())
     assert list(result["models"]) == ["teacher", "student"]
     teacher, student = (metrics(run / phase) for phase in ("teacher", "student"))
@@ -162,28 +158,34 @@ def test_every_student_distils(tiny_train: Train, tmp_path: Path, student: str) 
     assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "run" / "student"))
 
 
-def test_lambda_zero_is_bit_for_bit_the_run_without_a_teacher(tiny_train: Train, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_lambda_zero_is_bit_for_bit_the_run_without_a_teacher(
+    tiny_train: Train, tiny_runs: Callable[..., Any], tmp_path: Path
+) -> None:
+    plain = tiny_runs("--no-distill").path
     assert tiny_train("--lambda-distill", "0", out="zero") == 0
-    assert tiny_train("--no-distill", out="plain") == 0
     assert not (tmp_path / "zero" / "teacher").exists()
-    assert_same_weights(tmp_path / "zero" / "student", tmp_path / "plain" / "student")
-    assert metrics(tmp_path / "zero" / "student") == metrics(tmp_path / "plain" / "student")
+    assert_same_weights(tmp_path / "zero" / "student", plain / "student")
+    assert metrics(tmp_path / "zero" / "student") == metrics(plain / "student")
 
 
-def test_a_teacher_changes_what_the_student_learns_but_not_where_it_starts(tiny_train: Train, tmp_path: Path) -> None:
-    assert tiny_train(out="with") == 0
-    assert tiny_train("--no-distill", out="without") == 0
-    with_teacher, without = (metrics(tmp_path / name / "student") for name in ("with", "without"))
+def test_a_teacher_changes_what_the_student_learns_but_not_where_it_starts(tiny_runs: Callable[..., Any]) -> None:
+    with_teacher, without = (metrics(tiny_runs(*options).path / "student") for options in ((), ("--no-distill",)))
     # Same initial weights, same first batch: the first task losses are equal, the later ones are not.
     assert with_teacher[0]["classification"] == without[0]["classification"]
     assert with_teacher[-1]["classification"] != without[-1]["classification"]
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_stopped_run_resumes_bit_for_bit(
-    tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_train: Train,
+    tiny_runs: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ctrl-C in the middle of an epoch of the student; weights and metrics end as if nothing had been."""
-    assert tiny_train(out="whole") == 0
+    whole = tiny_runs().path / "student"
     train_step = trainer.Phase._train_step
 
     def interrupted(self: trainer.Phase, *args: Any) -> dict[str, Any]:
@@ -202,9 +204,9 @@ def test_a_stopped_run_resumes_bit_for_bit(
         file.write('{"kind": "train", "step": 99}\n')
     assert tiny_train("--resume", out="parts") == 0
     assert "going on from" in capsys.readouterr().out
-    assert_same_weights(tmp_path / "whole" / "student", tmp_path / "parts" / "student")
-    whole, parts = ((tmp_path / name / "student" / "metrics.jsonl").read_bytes() for name in ("whole", "parts"))
-    assert whole == parts
+    parts = tmp_path / "parts" / "student"
+    assert_same_weights(whole, parts)
+    assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
 
 
 def test_resume_takes_the_runs_options_and_refuses_others(
@@ -217,12 +219,14 @@ def test_resume_takes_the_runs_options_and_refuses_others(
     assert "--resume: --lr (was 0.02, is 0.5): a run goes on as it began" in capsys.readouterr().err
 
 
-def test_a_teacher_from_another_run(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny_train("--max-steps", "2", out="first") == 0
-    teacher = str(tmp_path / "first" / "teacher")
-    before = {p: p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+def test_a_teacher_from_another_run(
+    tiny_train: Train, tiny_runs: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tiny_runs().path
+    teacher = str(first / "teacher")
+    before = {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     assert tiny_train("--teacher", teacher, "--max-steps", "2", out="second") == 0
-    assert before == {p: p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()}
+    assert before == {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     capsys.readouterr()
     for options, message in (
         (("--backbone", "resnet34"), "its backbone is resnet18, this run's resnet34; give --backbone resnet18"),
@@ -230,7 +234,7 @@ def test_a_teacher_from_another_run(tiny_train: Train, tmp_path: Path, capsys: p
     ):
         assert tiny_train("--teacher", teacher, *options, out=options[1]) == 2
         assert message in capsys.readouterr().err
-    assert tiny_train("--teacher", str(tmp_path / "first" / "student"), out="wrong") == 2
+    assert tiny_train("--teacher", str(first / "student"), out="wrong") == 2
     assert "holds a 'snet'; name the teacher folder of a run" in capsys.readouterr().err
 
 
@@ -411,13 +415,16 @@ def test_workers_do_not_change_the_run(tiny_train: Train, tmp_path: Path) -> Non
     assert_same_weights(tmp_path / "none" / "student", tmp_path / "two" / "student")
 
 
-def test_distillation_that_drowns_the_task_is_reported(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny_train("--lambda-distill", "1000", "--max-steps", "6", "--no-check-teacher") == 0
+def test_distillation_that_drowns_the_task_is_reported(
+    tiny_train: Train, tiny_teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = ["--teacher", tiny_teacher, "--no-check-teacher"]
+    assert tiny_train("--lambda-distill", "1000", "--max-steps", "6", *teacher) == 0
     assert "times the task's on the pyramid's outputs" in capsys.readouterr().out
-    short = ["--max-steps", "2", "--no-check-teacher", "--log-every", "2"]
-    assert tiny_train("--lambda-distill", "1000", *short, out="short") == 0
+    short = ["--max-steps", "2", "--log-every", "2"]
+    assert tiny_train("--lambda-distill", "1000", *short, *teacher, out="short") == 0
     assert "student step 2: the distillation gradient is" in capsys.readouterr().out
-    assert tiny_train("--lambda-distill", "1e-9", "--max-steps", "6", "--no-check-teacher", out="mild") == 0
+    assert tiny_train("--lambda-distill", "1e-9", "--max-steps", "6", *teacher, out="mild") == 0
     assert "times the task's" not in capsys.readouterr().out
 
 

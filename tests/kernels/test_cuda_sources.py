@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import setuptools
 import torch
+from build_cache import kept
 
 import zoominnet
 from zoominnet.kernels import _schemas
@@ -25,6 +26,11 @@ EMULATION = Path(__file__).parent / "cuda_emulation"
 SOURCES = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 OPERATIONS = [source.parent.name for source in SOURCES]
 TORCH = Path(torch.__file__).parent
+COMPILERS = [
+    f"torch {torch.__version__} {torch.version.git_version}",
+    subprocess.run(["g++", "-v"], capture_output=True, text=True, check=False).stderr if shutil.which("g++") else "",
+]
+"""What the results are made with, beside the commands: a new one makes them anew."""
 PACKED_KERNELS = {"pa_l2_loss": 12, "upsample_nearest2x": 12}
 """How many kernels of an operation write maps in packs, each pack in one instruction."""
 
@@ -89,15 +95,24 @@ def packs_read_together(ptx: str) -> list[int]:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_nvcc(source: Path, options: list[str], tmp_path: Path) -> None:
+def test_nvcc(source: Path, options: list[str], pytestconfig: pytest.Config) -> None:
     # For the oldest GPU of those that setup.py names; it has no instruction that another lacks.
     gpus = sorted(int(gpu) for gpu in re.findall(r"code=sm_(\d+)", " ".join(options)))
     chosen = [option for option in options if not option.startswith(("-gencode", "-O"))]
     target = f"-gencode=arch=compute_{gpus[0]},code=compute_{gpus[0]}"
-    keep = ["-keep", f"-keep-dir={tmp_path}"]
-    run("nvcc", *chosen, target, "-O1", "-Xcompiler=-fPIC", *keep, "-c", source, "-o", tmp_path / "object.o")
+    command = ["nvcc", *chosen, target, "-O1", "-Xcompiler=-fPIC"]
+
+    def compile_source(folder: Path) -> None:
+        keep = ["-keep", f"-keep-dir={folder}"]
+        run(*command, *keep, "-c", source, "-o", folder / "object.o")
+        for file in folder.iterdir():
+            if file.suffix != ".ptx":
+                file.unlink()
+
+    made_of = [*command, run("nvcc", "--version"), *COMPILERS, source, ROOT / "csrc"]
+    folder = kept(pytestconfig, f"nvcc_{source.stem}", made_of, compile_source)
     if packed := PACKED_KERNELS.get(source.parent.name):
-        (ptx,) = tmp_path.glob("*.ptx")
+        (ptx,) = folder.glob("*.ptx")
         stores = [re.findall(r"st\.global\S*", entry) for entry in ptx.read_text().split(".entry ")[1:]]
         whole = [names for names in stores if any(".v" in name for name in names)]
         assert len(whole) == packed
@@ -107,9 +122,9 @@ def test_nvcc(source: Path, options: list[str], tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a library for CPU tensors that is made of the CUDA files, and checks its accesses to memory."""
-    folder = tmp_path_factory.mktemp("emulation")
+    objects_folder = tmp_path_factory.mktemp("emulation")
     stamp = f'-DZOOMINNET_STAMP="{_schemas.stamp(zoominnet.__version__)}"'
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     common = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *checks, stamp]
@@ -127,13 +142,18 @@ def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def compile_source(source: Path) -> Path:
         extra = emulation if source.suffix == ".cu" else []
-        run("g++", "-x", "c++", *common, *extra, "-c", source, "-o", folder / f"{source.stem}.o")
-        return folder / f"{source.stem}.o"
+        run("g++", "-x", "c++", *common, *extra, "-c", source, "-o", objects_folder / f"{source.stem}.o")
+        return objects_folder / f"{source.stem}.o"
 
-    with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compile_source, [*SOURCES, ROOT / "csrc" / "library.cpp"]))
-    run("g++", "-shared", *checks, *objects, "-L", TORCH / "lib", "-ltorch_cpu", "-lc10", "-o", folder / "_C_cpu.so")
-    return folder
+    link = ["-L", str(TORCH / "lib"), "-ltorch_cpu", "-lc10"]
+
+    def build(folder: Path) -> None:
+        with ThreadPoolExecutor() as pool:
+            objects = list(pool.map(compile_source, [*SOURCES, ROOT / "csrc" / "library.cpp"]))
+        run("g++", "-shared", *checks, *objects, *link, "-o", folder / "_C_cpu.so")
+
+    made_of = [*common, *emulation, *link, *COMPILERS, ROOT / "csrc", EMULATION]
+    return kept(pytestconfig, "cuda_emulation", made_of, build)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux")

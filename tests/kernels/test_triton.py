@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from build_cache import kept
 
 from zoominnet.kernels import BackendUnavailableError, _dispatch, _triton_state, akdp_mask
 
@@ -142,8 +143,12 @@ def test_program_ids_are_64_bit(path: Path) -> None:
 
 @needs_triton
 @pytest.mark.parametrize(("architectures", "dtypes"), [("90", "float32 float64 bfloat16"), ("80,120", "bfloat16")])
-def test_compiles_for_gpus(architectures: str, dtypes: str, tmp_path: Path) -> None:
-    done = python(str(HERE / "triton_compile.py"), architectures, *dtypes.split(), TRITON_CACHE_DIR=str(tmp_path))
+def test_compiles_for_gpus(architectures: str, dtypes: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    # Triton itself finds what it has compiled by the sources, its version, the target and all options.
+    cache = str(kept(pytestconfig, "triton", SOURCES))
+    done = python(
+        str(HERE / "triton_compile.py"), str(tmp_path), architectures, *dtypes.split(), TRITON_CACHE_DIR=cache
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in done.stdout.splitlines()]
     kernels = {name for path in SOURCES for name in jitted_kernels(path)}

@@ -1,14 +1,13 @@
 """Compiles what the Triton implementations would launch on GPUs of the given architectures, on a machine without one.
 
-Run as ``python triton_compile.py 80,90 float32 bfloat16``, with a folder TRITON_CACHE_DIR of its own. The implementations run on CPU tensors; each launch is compiled with the
-specialisations of its real arguments, to machine code by the ptxas that Triton brings, and not run. Prints one JSON
-object a kernel.
+Run as ``python triton_compile.py SCRATCH_FOLDER 80,90 float32 bfloat16``. The implementations run on CPU tensors; each
+launch is compiled with the specialisations of its real arguments, to machine code by the ptxas that Triton brings, and
+not run. Prints one JSON object a kernel.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -61,8 +60,7 @@ def compile_only(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup:
     compiled = run(kernel, *args, grid=grid, warmup=True, **options)
     if compiled.hash not in seen:
         seen.add(compiled.hash)
-        scratch = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-        registers, spilled = registers_and_stack(compiled.asm["cubin"], scratch)
+        registers, spilled = registers_and_stack(compiled.asm["cubin"], Path(sys.argv[1]) / "kernel.cubin")
         names = r"\b(?:div|rcp|sqrt|fma|mad|add|sub|mul|ld\.global|st\.global)\.[\w.:]+"
         record = {
             "kernel": kernel.__name__,
@@ -113,9 +111,9 @@ seen: set[str] = set()
 late = False  # whether there is nothing left to compile
 run, JITFunction.run = JITFunction.run, compile_only
 
-for architecture in map(int, sys.argv[1].split(",")):
+for architecture in map(int, sys.argv[2].split(",")):
     driver.set_active(Driver(architecture))
-    for name in sys.argv[2:]:
+    for name in sys.argv[3:]:
         for layout in (torch.contiguous_format, torch.channels_last):
             losses_and_upsampling(getattr(torch, name), layout, width=16)
         masks_and_assignments(getattr(torch, name), [4, 0, 3])

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The C++ library takes seconds to build, the CUDA library minutes: make setup ZOOMINNET_BUILD=cuda where it is wanted.
 export ZOOMINNET_BUILD ?= cpu
 
-.PHONY: setup demo test soak lint lock gpu-check clean
+.PHONY: setup demo test quick soak lint lock gpu-check clean
 
 setup: $(STAMP)
 
@@ -20,10 +20,16 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: $(STAMP)
 	$(BIN)/python -m zoominnet.train --profile demo $(if $(wildcard runs/demo/config.json),--resume)
 
-# Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn. Threads of one process
-# that wait are not to spin on the cores that the other needs.
+# Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn, the longest files
+# first. Threads of one process that wait are not to spin on the cores that the other needs.
+PYTEST_TWO = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST_TWO)
+
+# While editing: the tests that take no more than about 2 s each.
+quick: $(STAMP)
+	$(PYTEST_TWO) -m "not soak and not slow"
 
 # The long fault tests, which `make test` leaves out.
 soak: $(STAMP)

@@ -9,11 +9,34 @@ from typing import Any
 
 import pytest
 import torch
+from devices import threads
 
 # A shell starts jobs in the background with Ctrl-C ignored, and what is ignored stays so in a run and its children.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
+
+LONGEST = (
+    *("test_triton", "test_training", "test_distributed", "test_faults_machine", "test_cuda_sources", "test_models"),
+    *("test_benchmarks", "test_gpu_check", "test_data_faults", "test_faults_checkpoint", "test_kernel_operators"),
+)
+"""The test files that take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the files, the short ones come last, so that all end at about the same time."""
+    if hasattr(config, "workerinput"):
+        place = {name: i for i, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """One, since `make test` has a core for each process; as many as there are where threads share out the work, in
+    tests/kernels."""
+    with threads(1):
+        yield
+
 
 Spoil = Callable[[tuple[torch.Tensor, ...]], None]
 

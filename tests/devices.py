@@ -1,7 +1,9 @@
-"""Where a test of the faults runs: on the CPU, and by `make gpu-check` on a GPU."""
+"""Where a test of the faults runs: on the CPU, and by `make gpu-check` on a GPU; and in how many threads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +12,17 @@ import torch
 from zoominnet.kernels import available_backends
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within, torch computes in so many threads of this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def on_gpu(*values: Any, **options: Any) -> Any:

@@ -48,6 +48,7 @@ def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_benchmarks_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
@@ -93,6 +94,7 @@ broken("upsample_nearest2x", lambda out: out + 1e-4)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(NATIVE != "ok", reason=f"native backend {NATIVE}")
 def test_a_wrong_kernel_fails(tmp_path: Path) -> None:
@@ -120,6 +122,7 @@ class Benchmark:
             target(*arguments)
 
 
+@pytest.mark.slow
 def test_rivals_take_turns() -> None:
     called: list[str] = []
 
@@ -176,6 +179,7 @@ for _ in range(2):  # what an earlier call has freed must not hide it
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_memory() -> None:
     # In a process of its own: what hundreds of tests have freed may serve a new request without any new memory.

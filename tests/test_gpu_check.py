@@ -226,6 +226,7 @@ def test_the_report_is_written_after_each_step(
     assert json.loads(seen.read_text())["result"] == "incomplete; not run: tests"
 
 
+@pytest.mark.slow
 def test_a_call_has_a_limit(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = [
         gpu_check.Step("build", python(""), 60),
@@ -261,6 +262,7 @@ def gone(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended_with_what_it_started(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -421,6 +423,7 @@ def test_a_step_is_left_out_where_it_lacks_a_module(
     assert all(reason.startswith(f"there is no module {absent}; pip install") for reason in left_out.values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_benchmarks_run_without_what_is_not_looked_for(tmp_path: Path) -> None:
     """Without the packages of the commands' options, of the evaluation and of the log; a step that needs one says so."""

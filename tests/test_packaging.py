@@ -84,12 +84,14 @@ def works(python: Path, *folders: Path) -> None:
         assert "usage: zoominnet COMMAND" in run(python, "-m", "zoominnet", "--help", cwd=folder)
 
 
+@pytest.mark.slow
 def test_plain_install(python: Path, checkout: Path, tmp_path: Path) -> None:
     install(python, checkout, cwd=tmp_path)
     works(python, tmp_path, checkout)  # in the checkout, its own files come first: the symlink must serve
     assert "usage:" in run(python.parent / "zoominnet", "--help", cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "strict", "compat"])
 def test_editable_install(python: Path, checkout: Path, tmp_path: Path, mode: str) -> None:
     settings = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
@@ -97,10 +99,12 @@ def test_editable_install(python: Path, checkout: Path, tmp_path: Path, mode: st
     works(python, tmp_path, checkout)
 
 
+@pytest.mark.slow
 def test_checkout_without_installation(python: Path, checkout: Path, tmp_path: Path) -> None:
     works(python, checkout)
 
 
+@pytest.mark.slow
 def test_wheel_contents(python: Path, checkout: Path, tmp_path: Path) -> None:
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--no-index")
     run(python, "-m", "pip", "wheel", *options, "-w", tmp_path / "dist", checkout, cwd=tmp_path)
@@ -120,6 +124,7 @@ def test_wheel_contents(python: Path, checkout: Path, tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.slow
 def test_importing_touches_no_gpu_and_compiles_nothing() -> None:
     code = (
         "import torch, subprocess, sys\n"

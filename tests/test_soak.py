@@ -60,6 +60,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "images", "epochs"), [("cpu", 4, 6), on_gpu("cuda", 20, 15)])
 @pytest.mark.timeout(900)
 def test_f25_steps_leave_no_tensor_and_no_file_behind(

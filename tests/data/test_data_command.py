@@ -211,6 +211,7 @@ def test_convert_of_an_only_split_and_a_json_elsewhere(
     assert "o (coco): 2 images (1 without objects), 1 boxes" in out
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_command_as_a_program() -> None:
     path = SHARED_DATA / "coco128"

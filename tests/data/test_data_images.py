@@ -199,6 +199,7 @@ def test_f07_damaged_bytes_give_pixels_or_one_clear_error(tmp_path: Path, name: 
     assert all(message.startswith(f"{path}: ") and "\n" not in message for message in messages)
 
 
+@pytest.mark.slow
 def test_f07_bad_images_leave_nothing_behind(tmp_path: Path) -> None:
     """500 bad images: memory and open files stay where they were."""
     big = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)  # 1.4 MB of pixels, to be seen
@@ -282,6 +283,7 @@ def test_f08_a_huge_claim_is_refused_before_any_allocation(tmp_path: Path, kind:
         decode_image(between)
 
 
+@pytest.mark.slow
 def test_f08_memory_of_a_refused_bomb(tmp_path: Path) -> None:
     """The 12.7 GB that the header claims must not even be reserved: address space is capped well below them."""
     path = tmp_path / "bomb.png"

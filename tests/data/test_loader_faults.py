@@ -126,6 +126,7 @@ def test_f15_a_worker_that_raises(
     assert no_child_is_left()
 
 
+@pytest.mark.slow
 def test_f15_a_worker_that_hangs(split: Split, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(faulty(split, hang), timeout=1.5) == 74
     expected = (

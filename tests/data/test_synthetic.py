@@ -55,6 +55,7 @@ def same(one: ImageRecord, other: ImageRecord) -> bool:
 
 
 class TestDeterminism:
+    @pytest.mark.slow
     def test_the_order_of_asking_does_not_matter(self, scenes: SyntheticScenes, records: list[ImageRecord]) -> None:
         fresh = SyntheticScenes(500, size=512, seed=3)
         for index in (17, 4, 17, 0):
@@ -62,6 +63,7 @@ class TestDeterminism:
             assert torch.equal(image, scenes.render(records[index]))
             assert same(fresh[index], records[index])
 
+    @pytest.mark.slow
     def test_other_processes_see_the_same(self, scenes: SyntheticScenes, records: list[ImageRecord]) -> None:
         code = (
             "import zlib; from zoominnet.data.synthetic import SyntheticScenes as S; s = S(9, size=512, seed=3);"

@@ -68,6 +68,7 @@ def test_loss_equals_its_definition(name: str, threshold: str | float) -> None:
     assert float(out.loss) == pytest.approx(float(out.level_losses.sum()), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_pairs_are_the_levels_of_the_paper() -> None:
     """fa compares P2..P6 with P3..P7, la its upsampled P3..P7 with P3..P7, snet P3..P7 with every second cell."""
     for name, factor in (("fa", 1), ("fa-thin", 1), ("la", 2), ("snet", 1)):

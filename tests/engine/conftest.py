@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import threads
 from fault_runs import QUICK, TinyRun, digest, small_backbone
 
 from zoominnet.models.backbones import resnet
@@ -61,25 +62,8 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(run / "teacher")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As many as a process has for itself in `make test`."""
-    with threads(1):
-        yield
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.fixture
-def two_threads(_one_thread: None) -> Iterator[None]:
+def two_threads(_threads: None) -> Iterator[None]:
     """For runs that are compared with `tiny_runs`."""
     with threads(2):
         yield

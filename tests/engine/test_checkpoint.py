@@ -98,6 +98,7 @@ def test_the_writer_calls_before_each_checkpoint(tmp_path: Path, model: torch.nn
     assert [[path.name for path in paths] for paths in seen] == [[], ["step-00000001"]]
 
 
+@pytest.mark.slow
 def test_metrics_are_on_the_disk_before_a_checkpoint_that_counts_them(
     tiny_train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from zoominnet.models import build_model
 SIZE = 128
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(states["native"] != "ok" for states in available_backends("cpu").values()), reason="needs the C++ library"
 )

@@ -63,6 +63,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(list_checkpoints(folder / "checkpoints")[-1] / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_f07_training_on_files_that_break(
     tiny_train: Train,
     tmp_path: Path,
@@ -87,7 +88,7 @@ def test_f07_training_on_files_that_break(
         return step(self, batch, measure)
 
     monkeypatch.setattr(Phase, "_train_step", watch)
-    options = ["--data", str(tmp_path / "data"), "--no-distill", "--deterministic"]
+    options = ["--data", str(tmp_path / "data"), "--no-distill", "--deterministic", "--val-images", "2"]
     assert tiny_train(*options, out="one") == 0
     told = "\n".join(record.getMessage() for record in caplog.records)
     for name in ("03.jpg", "07.jpg", "09.jpg"):
@@ -162,6 +163,7 @@ def test_every_field_of_a_record_is_in_the_digest_of_the_data(change: dict[str, 
     assert len(digests) == 2  # a moved data set is the same
 
 
+@pytest.mark.slow
 def test_f07_strict_training_stops_at_a_file_that_breaks(
     tiny_train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +305,7 @@ def never_waiting(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "device"), [pytest.param("reference", "cpu", id="cpu"), *FAST_ON_GPU])
 @pytest.mark.parametrize("student", ["snet", "la", "fa"])
 def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(student: str, backend: str, device: str) -> None:
@@ -367,6 +370,7 @@ def crowd_peak_mib(student: str, backend: str, count: int) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FUSED, reason="the native kernels are not built")
 def test_f11_five_thousand_boxes_with_the_fused_kernels() -> None:
     assert crowd_peak_mib("fa", "fused", 5_000) < 2048
@@ -406,6 +410,7 @@ def crowd_of(count: int, width: int, height: int) -> Tensor:
     return torch.cat([corners, corners + torch.randint(4, 200, (count, 2), generator=generator)], dim=1)
 
 
+@pytest.mark.slow
 @each_backend
 def test_f11_the_assignment_of_five_thousand_boxes_equals_that_of_small_chunks(backend: str, device: str) -> None:
     """The coarse levels of a 640 px image."""
@@ -497,12 +502,14 @@ def test_f12_a_level_without_objects_adds_nothing_and_stays_in_the_graph(
         assert bool(each.grad.any()) == (level != empty)
 
 
+@pytest.mark.slow
 def test_f12_levels_that_no_object_fits_in_real_training(tiny_train: Train, tmp_path: Path) -> None:
     """Only tiny boxes: with --mask-boxes best-level the deep levels are empty in every step."""
     write_data(tmp_path / "data")
     for path in (tmp_path / "data").rglob("*.txt"):
         path.write_text("30,40,5,6,1,4,0,0\n")
-    options = ["--data", str(tmp_path / "data"), "--mask-boxes", "best-level", "--teacher-epochs", "1", "--epochs", "1"]
+    options = ["--data", str(tmp_path / "data"), "--val-images", "2", "--mask-boxes", "best-level"]
+    options += ["--teacher-epochs", "1", "--epochs", "1"]
     assert tiny_train(*options) == 0
     lines = (tmp_path / "run" / "student" / "metrics.jsonl").read_text().splitlines()
     steps = [line for line in map(json.loads, lines) if line["kind"] == "train"]

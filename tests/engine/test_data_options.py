@@ -37,6 +37,7 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_doubtful_images_are_left_out_of_training_and_scores(
     data: Path, tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +70,7 @@ def test_doubtful_images_are_left_out_of_training_and_scores(
     assert {protocol["images"] for protocol in json.loads(kept.read_text())["scores"]["direct"].values()} == {9}
 
 
+@pytest.mark.slow
 def test_doubtful_images_can_be_trained_on(data: Path, tiny_train: Train, tmp_path: Path) -> None:
     assert tiny_train(*QUICK, "--data", str(data), "--keep-doubtful") == 0
     described = json.loads((tmp_path / "run" / "data.json").read_text())
@@ -76,6 +78,7 @@ def test_doubtful_images_can_be_trained_on(data: Path, tiny_train: Train, tmp_pa
     assert json.loads((tmp_path / "run" / "result.json").read_text())["left_out_images"]["training"] == {}
 
 
+@pytest.mark.slow
 def test_one_split_is_divided_and_the_parts_are_kept(
     data: Path, tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +134,7 @@ def test_options_that_cannot_be_used(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_validation_images_that_are_trained_on_are_said(
     data: Path, tiny_train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,12 +136,14 @@ def assert_same_bits(a: Path, b: Path) -> None:
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["teacher", "student"])
 def test_f12_f17_two_ranks_train_as_one(alone: Path, pair: Path, phase: str) -> None:
     """The shares of a batch have different numbers of boxes, one of them none, and 5 images fill no two batches of 4."""
     assert_same_training(alone / phase, pair / phase)
 
 
+@pytest.mark.slow
 def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_path: Path) -> None:
     """One image each: at every step some have no box, no positive anchor and no masked position. The fast kernels
     too, where they are built."""
@@ -153,6 +155,7 @@ def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_pa
     assert_same_training(alone / "student", tmp_path / "run" / "student")
 
 
+@pytest.mark.slow
 def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, tmp_path: Path) -> None:
     """Three images over four ranks: one has none to predict."""
     for size in (1, 4):
@@ -166,6 +169,7 @@ def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, t
                 assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_what_each_of_two_ranks_gets_by_hand(tmp_path: Path) -> None:
     statuses, talk = run_in_ranks(rank_jobs.collect, 2, tmp_path, str(tmp_path))
     assert statuses == [0, 0], talk
@@ -182,6 +186,7 @@ def test_what_each_of_two_ranks_gets_by_hand(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.slow
 def test_f13_nan_on_one_rank_is_skipped_by_all_and_ends_the_run(options: list[str], tmp_path: Path) -> None:
     arguments = [*options, "--no-distill", "--epochs", "6", "--keep-checkpoints", "9", "--val-images", "1"]
     nan = {"do": "nan", "rank": 1, "phase": "student", "step": 2}
@@ -198,6 +203,7 @@ def test_f13_nan_on_one_rank_is_skipped_by_all_and_ends_the_run(options: list[st
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_f18_f20_a_signal_to_one_rank_stops_all_and_one_process_goes_on(
     alone: Path, options: list[str], tmp_path: Path
 ) -> None:
@@ -216,6 +222,7 @@ def test_f18_f20_a_signal_to_one_rank_stops_all_and_one_process_goes_on(
     assert_same_training(alone / "student", tmp_path / "run" / "student")
 
 
+@pytest.mark.slow
 def test_f20_a_signal_in_a_validation_stops_all_ranks_there(options: list[str], tmp_path: Path) -> None:
     """Three images over two ranks, one at a time: the second has one batch less."""
     arguments = [*options, "--no-distill", "--batch-size", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
@@ -229,6 +236,7 @@ def test_f20_a_signal_in_a_validation_stops_all_ranks_there(options: list[str], 
     assert [line["step"] for line in metrics(tmp_path / "run" / "student", "val")] == [3]
 
 
+@pytest.mark.slow
 def test_f16_who_is_left_alone_says_so_and_ends(options: list[str], tmp_path: Path) -> None:
     """Without torchrun, which would end it."""
     gone = {"do": "exit", "rank": 1, "phase": "student", "step": 1}
@@ -274,6 +282,7 @@ def digest(folder: Path) -> str:
 NEEDS_TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "device"), [(2, "cpu"), on_gpu(1, "cuda"), pytest.param(2, "cuda", marks=[*ON_GPU, NEEDS_TWO_GPUS])]
 )
@@ -300,6 +309,7 @@ def test_f16_a_killed_rank_costs_nothing_but_time(
     assert_same_bits(expected / "student", tmp_path / "run" / "student")
 
 
+@pytest.mark.slow
 @each_device
 def test_f16_ranks_exchange_by_the_backend_of_their_device(tmp_path: Path, device: str) -> None:
     """One GPU is enough for NCCL."""
@@ -308,6 +318,7 @@ def test_f16_ranks_exchange_by_the_backend_of_their_device(tmp_path: Path, devic
     assert "exchanged by" in talk[0]
 
 
+@pytest.mark.slow
 @each_device
 def test_f01_killed_without_deterministic(pair: Path, options: list[str], tmp_path: Path, device: str) -> None:
     """What is not deterministic on a GPU is the order of float32 sums in convolutions' gradients, as between one rank
@@ -327,6 +338,7 @@ def test_f01_killed_without_deterministic(pair: Path, options: list[str], tmp_pa
     assert_same_training(whole / "student", out / "student")
 
 
+@pytest.mark.slow
 def test_f16_a_restarted_group_goes_on_with_the_run_that_its_launch_began_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:

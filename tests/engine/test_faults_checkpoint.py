@@ -62,6 +62,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads a library to kill at the calls of the C library")
 def test_f02_a_save_is_killed_at_every_call(shim: Path) -> None:
     """SIGKILL at the k-th write (half done), fsync, rename, unlink, rmdir, mkdir or creation of a file, for every k."""
@@ -282,6 +283,7 @@ class Payload:
         return os.mkdir, (str(self.canary),)
 
 
+@pytest.mark.slow
 def test_f05_a_payload_in_any_file_is_not_run(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -449,6 +451,7 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.slow
 def test_f06_hostile_headers_cost_neither_time_nor_memory(tmp_path: Path) -> None:
     everything = tmp_path / "list"
     files = hostile_files(tmp_path)

@@ -51,6 +51,7 @@ def gone(processes: list[psutil.Process], limit_s: float = 10) -> float:
 # F20: stop signals
 
 
+@pytest.mark.slow
 def test_f20_stopped_anywhere_by_any_signal(tmp_path: Path, quick_whole: dict[str, str]) -> None:
     """The whole process group is told: in a validation, in a write, mid-epoch with loader workers; then resumed."""
     out = tmp_path / "run"
@@ -89,6 +90,7 @@ def test_f20_stopped_anywhere_by_any_signal(tmp_path: Path, quick_whole: dict[st
     assert digest(out) == quick_whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_f20_a_second_signal_acts_at_once(tmp_path: Path, number: signal.Signals, status: int) -> None:
     """In a step that never ends; the loader's workers end too."""
@@ -110,6 +112,7 @@ def test_f20_a_second_signal_acts_at_once(tmp_path: Path, number: signal.Signals
 # F22: two runs, one folder; names
 
 
+@pytest.mark.slow
 def test_f22_a_second_run_is_refused_and_a_killed_ones_lock_is_free(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +144,7 @@ def write_data(root: Path) -> None:
         (root / split / "annotations" / "a é.txt").write_text("10,10,20,20,1,1,0,0\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["with spaces", "ünï 日本語 🛩", "[bold]%s{0}*?[/]", "-dash"])
 def test_f22_names_with_spaces_and_unicode(
@@ -212,6 +216,7 @@ def test_f19_an_output_folder_that_cannot_be(
 # F3: the disk of a whole run
 
 
+@pytest.mark.slow
 def test_f03_a_run_whose_disk_is_full(tmp_path: Path) -> None:
     """The checkpoint of step 6 is there when step 8's finds no room; more room, and the run goes on."""
     out = tmp_path / "run"
@@ -243,6 +248,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.slow
 def test_f03_a_run_on_a_full_file_system(tiny_disk: Path) -> None:
     """Two checkpoints of 2 MiB fit; with the best one kept, a third does not."""
     run = TinyRun(tiny_disk / "run", "--no-distill", "--max-steps", "14")
@@ -269,6 +275,7 @@ class Broken(io.StringIO):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_f24_training_goes_on_without_any_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -460,6 +467,7 @@ def test_exit_statuses_are_those_of_the_table() -> None:
     assert {int(status) for status, _ in rows} == {0, 1} | constants | stops
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("error", "status"),
@@ -547,6 +555,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [("train", *bad) for bad in BAD_TRAIN]

@@ -87,6 +87,7 @@ def everything(phase: Phase) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "amp"), [("cpu", "off"), *(on_gpu("cuda", amp) for amp in ("off", "bf16", "fp16"))])
 def test_f13_a_step_that_is_not_finite_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, amp: str
@@ -147,6 +148,7 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
     print(f"F13: {len(cases)} injections, {out.count('step skipped')} steps skipped, nothing changed")
 
 
+@pytest.mark.slow
 def test_f13_ten_in_a_row_end_the_run_and_the_count_survives_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +167,7 @@ def test_f13_ten_in_a_row_end_the_run_and_the_count_survives_a_stop(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_f14_a_loss_spike_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

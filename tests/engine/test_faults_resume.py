@@ -45,6 +45,7 @@ def moments(count: int, seed: int) -> list[tuple[int, float, str]]:
     ]
 
 
+@pytest.mark.slow
 @each_device
 def test_f01_killed_three_times_mid_epoch(
     tmp_path: Path, device: str, quick_whole_on: Callable[[str], dict[str, str]]
@@ -62,6 +63,7 @@ def test_f01_killed_three_times_mid_epoch(
     assert text.count("student: going on from") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the names of open files from /proc")
 @pytest.mark.usefixtures("small")
 def test_f01_what_resume_reads_is_on_the_disk_before_a_checkpoint(

@@ -87,6 +87,7 @@ def write_overfit_data(root: Path, scenes: str = "ab", images: int = 20) -> None
                 (root / split / "annotations" / f"{name}{copy}.txt").write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     # The same four images in every batch: BatchNorm's statistics are those of evaluation, and no luck is needed.
@@ -105,6 +106,7 @@ def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     assert result["models"]["student"]["AP"] > 0.9
 
 
+@pytest.mark.slow
 def test_teacher_then_student_and_the_evaluation_of_both(tiny_runs: Callable[..., Any], tmp_path: Path) -> None:
     run, out = tiny_runs().path, tiny_runs().out
     for expected in (
@@ -151,6 +153,7 @@ def test_teacher_then_student_and_the_evaluation_of_both(tiny_runs: Callable[...
     assert measured["cost"]["gflops"] == pytest.approx(result["models"]["student"]["gflops"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["la", "fa-thin", "fa"])
 def test_every_student_distils(tiny_train: Train, tmp_path: Path, student: str) -> None:
     size = "128" if student == "la" else "64"
@@ -158,6 +161,7 @@ def test_every_student_distils(tiny_train: Train, tmp_path: Path, student: str) 
     assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path / "run" / "student"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_lambda_zero_is_bit_for_bit_the_run_without_a_teacher(
     tiny_train: Train, tiny_runs: Callable[..., Any], tmp_path: Path
@@ -169,6 +173,7 @@ def test_lambda_zero_is_bit_for_bit_the_run_without_a_teacher(
     assert metrics(tmp_path / "zero" / "student") == metrics(plain / "student")
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_what_the_student_learns_but_not_where_it_starts(tiny_runs: Callable[..., Any]) -> None:
     with_teacher, without = (metrics(tiny_runs(*options).path / "student") for options in ((), ("--no-distill",)))
     # Same initial weights, same first batch: the first task losses are equal, the later ones are not.
@@ -176,6 +181,7 @@ def test_a_teacher_changes_what_the_student_learns_but_not_where_it_starts(tiny_
     assert with_teacher[-1]["classification"] != without[-1]["classification"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_a_stopped_run_resumes_bit_for_bit(
     tiny_train: Train,
@@ -209,6 +215,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_resume_takes_the_runs_options_and_refuses_others(
     tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +226,7 @@ def test_resume_takes_the_runs_options_and_refuses_others(
     assert "--resume: --lr (was 0.02, is 0.5): a run goes on as it began" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_teacher_from_another_run(
     tiny_train: Train, tiny_runs: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,6 +356,7 @@ def test_the_command_that_measures_what_a_run_measured() -> None:
     assert shlex.split(evaluation_command(config, Path("best one"))) == [*words, *files]
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_change_nothing(
     tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,6 +392,7 @@ def test_steps_that_are_not_finite_change_nothing(
     assert all(bool(torch.isfinite(v).all()) for v in last_weights(tmp_path / "run" / "student").values())
 
 
+@pytest.mark.slow
 def test_ten_bad_steps_in_a_row_end_the_run(
     tiny_train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +409,7 @@ def test_ten_bad_steps_in_a_row_end_the_run(
     assert "lower --lr" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["bf16"])
 def test_mixed_precision_trains(tiny_train: Train, tmp_path: Path, amp: str) -> None:
     assert tiny_train("--amp", amp, "--max-steps", "3") == 0
@@ -409,12 +420,14 @@ def test_mixed_precision_trains(tiny_train: Train, tmp_path: Path, amp: str) -> 
     )
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_run(tiny_train: Train, tmp_path: Path) -> None:
     assert tiny_train("--no-distill", "--max-steps", "3", out="none") == 0
     assert tiny_train("--no-distill", "--max-steps", "3", "--workers", "2", out="two") == 0
     assert_same_weights(tmp_path / "none" / "student", tmp_path / "two" / "student")
 
 
+@pytest.mark.slow
 def test_distillation_that_drowns_the_task_is_reported(
     tiny_train: Train, tiny_teacher: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -478,6 +491,7 @@ def test_unknown_options_are_named(tiny_train: Train, capsys: pytest.CaptureFixt
     assert "--learning-rate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_touch_the_first(
     tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -497,6 +511,7 @@ def test_an_output_folder_that_cannot_be_made(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
     """Its header is fine, its pixels are cut off: left out and counted, or with --strict refused in one line."""
@@ -513,6 +528,7 @@ def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.Captu
     assert train_main([*options, "--out", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.slow
 def test_how_a_model_was_trained_is_how_it_is_measured(
     tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def last_weights(run: Path) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(
     ("student", "options"),
@@ -73,6 +74,7 @@ def test_fast_kernels_train_as_the_reference_does(
         assert ours == theirs
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(
     ("operation", "output"),
@@ -124,6 +126,7 @@ def test_nothing_to_verify_is_refused(
     assert "--verify-kernels: -1 is negative" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_library
 def test_a_run_that_calls_no_fast_kernel_is_not_called_verified(
     tiny_train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

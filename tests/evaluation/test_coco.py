@@ -125,6 +125,7 @@ def test_the_best_are_counted_in_whatever_order_they_come():
     assert evaluate_one(record([BOX], [0]), found, max_dets=1).ap == pytest.approx(1, abs=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_dets", "counts"), [(1, [1]), (5, [1, 5]), (10, [1, 10]), (500, [1, 10, 500])])
 def test_any_max_dets_has_scores(max_dets, counts):
     # 600 boxes of one class, all found.
@@ -208,6 +209,7 @@ def test_random_scenes_equal_a_plain_run(seed, regions):
     assert dict(result.rows()) == pytest.approx(expected, abs=ROUNDING, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_real_boxes(visdrone_val):
     names = tuple(str(label) for label in range(10))

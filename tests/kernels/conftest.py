@@ -36,6 +36,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _threads() -> None:
+    """As many as there are."""
+
+
+@pytest.fixture(autouse=True)
 def _unwritten_memory_shows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fills what torch.empty gives with NaN or the greatest integer, so that an output left unwritten fails a test."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

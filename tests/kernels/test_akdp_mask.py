@@ -395,6 +395,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
 def test_memory_does_not_grow_with_anchors_times_boxes(backend: str) -> None:
     # 36,864 anchors x 1,000 boxes: one float32 matrix of the pairs alone would be 140 MiB.

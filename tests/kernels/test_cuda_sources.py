@@ -93,6 +93,7 @@ def packs_read_together(ptx: str) -> list[int]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_nvcc(source: Path, options: list[str], pytestconfig: pytest.Config) -> None:
@@ -156,6 +157,7 @@ def library_folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPat
     return kept(pytestconfig, "cuda_emulation", made_of, build)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux")
 def test_kernels_on_the_cpu(library_folder: Path) -> None:
     sanitizers = [run("g++", f"-print-file-name=lib{name}.so").strip() for name in ("asan", "ubsan")]

@@ -82,6 +82,7 @@ def operator_samples() -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", operator_samples())
 def test_opcheck(name: str) -> None:
     operation = name.removesuffix("_dense").removesuffix("_backward")
@@ -124,6 +125,7 @@ def assignments(grids: list[AnchorGrid], boxes: list[Tensor], backend: str) -> A
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("operation", "function"), [("akdp_mask", mask_and_stats), ("max_iou_assign", assignments)])
 def test_compiled_masks_and_assignments(operation: str, function: Callable[..., Any], dynamic: bool) -> None:
@@ -138,6 +140,7 @@ def test_compiled_masks_and_assignments(operation: str, function: Callable[..., 
                 assert all(map(torch.equal, got, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_with_grids_and_boxes_made_inside(dynamic: bool) -> None:
     def function(feature: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +183,7 @@ def test_compiled_gradients(operation: str, function: Callable[..., Tensor], dyn
             assert all(map(torch.equal, *results))
 
 
+@pytest.mark.slow
 def test_inductor() -> None:
     # Nothing but the operators, so that no C++ needs compiling.
     torch._dynamo.reset()

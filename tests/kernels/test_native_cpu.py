@@ -190,6 +190,7 @@ def test_threads_and_repeats_give_the_same_bits() -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_instruction_sets_give_the_same_bits(capability: str) -> None:
     # A processor without the set takes a lesser one, which makes this no more than a repeat.
@@ -218,6 +219,7 @@ for call in calls:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory in KiB")
 def test_memory_of_2000_boxes() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], cwd=HERE, capture_output=True, text=True, check=True)

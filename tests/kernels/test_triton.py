@@ -44,6 +44,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 TESTED = (*_dispatch.OPERATIONS, "kernel_operators")
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ assert akdp_mask(anchors, near[:1], threshold=0.5, backend="triton").tolist() ==
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_offsets_beyond_32_bits_in_the_interpreter() -> None:
     # An offset cut to 32 bits would end the process with a segmentation fault.
@@ -120,6 +122,7 @@ for count in (3, 5):
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_compiled_in_one_graph() -> None:
     done = python("-c", COMPILED, **INTERPRETED)
@@ -141,6 +144,7 @@ def test_program_ids_are_64_bit(path: Path) -> None:
             assert call in widened, f"{path}:{call.lineno}: tl.program_id without .to(tl.int64)"
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(("architectures", "dtypes"), [("90", "float32 float64 bfloat16"), ("80,120", "bfloat16")])
 def test_compiles_for_gpus(architectures: str, dtypes: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
@@ -204,16 +208,19 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_package_works_without_triton() -> None:
     done = python("-c", BLOCKED)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_import_takes_no_triton_module_of_the_package() -> None:
     done = python("-c", "import sys, zoominnet.kernels; print([name for name in sys.modules if 'triton_impl' in name])")
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(
     ("environment", "tensors", "state"),

@@ -87,6 +87,7 @@ def test_gradients_of_the_weights_under_autocast() -> None:
     assert float((grads[1] - grads[0]).norm() / grads[0].norm()) < 0.02
 
 
+@pytest.mark.slow
 def test_cost_is_reported_beside_the_plain_forms() -> None:
     model = build_model("la", "resnet18", image_size=256)
     assert model.la_predictor == "phase"

@@ -29,6 +29,7 @@ def tiny(name: str, image_size: int = 64, **options: object) -> RetinaNet:
     return build_model(name, "resnet18", num_classes=3, image_size=image_size, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gflops_are_those_of_table_3(name: str) -> None:
     size = 1024 if name == "teacher" else 512

@@ -163,11 +163,13 @@ def test_assignment_on_awkward_grids(backend: str, place: str) -> None:
 
 
 @pytest.mark.parametrize(("backend", "place"), FAST["akdp_mask"])
-@pytest.mark.parametrize("count", [2, 140])
-def test_box_over_a_whole_level(count: int, backend: str, place: str) -> None:
-    # A box that touches all 20,000 anchors, and more boxes than a block has threads.
-    grid = pyramid([(100, 100)], anchors=2)[0].to(place)
-    boxes = torch.cat([torch.tensor([[0.0, 0.0, 400.0, 400.0]]), random_boxes(count - 1, 400)]).to(place)
+@pytest.mark.parametrize(
+    ("count", "side"), [(2, 100), (140, 100), (140, 30)], ids=["whole_2", "whole_140", "small_140"]
+)
+def test_box_over_a_whole_level(count: int, side: int, backend: str, place: str) -> None:
+    # A box that touches all 20,000 anchors (or 1,800), and more boxes than a block has threads.
+    grid, extent = pyramid([(side, side)], anchors=2)[0].to(place), 4.0 * side
+    boxes = torch.cat([torch.tensor([[0.0, 0.0, extent, extent]]), random_boxes(count - 1, extent)]).to(place)
     for anchors in (grid, grid.boxes()):
         stats, expected = (akdp_stats(anchors, boxes, backend=name) for name in (backend, "reference"))
         torch.testing.assert_close(stats.lam, expected.lam, rtol=1e-12, atol=0)

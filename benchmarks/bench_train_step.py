@@ -11,12 +11,9 @@ from conftest import Race
 from measure import Rival
 from shapes import MODEL_SHAPES, image_boxes
 
-for _module in ("rich", "tensorboard"):
-    pytest.importorskip(_module, reason=f"needs {_module}")
-
-from zoominnet.distill import Distiller, DistillOptions  # noqa: E402
-from zoominnet.engine.trainer import TrainingModule  # noqa: E402
-from zoominnet.models import build_model  # noqa: E402
+from zoominnet.distill import Distiller, DistillOptions
+from zoominnet.engine.step import TrainingModule
+from zoominnet.models import build_model
 
 NAMES = ("la", "fa")
 

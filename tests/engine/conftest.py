@@ -85,7 +85,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finishe
     def finished(*options: str) -> FinishedRun:
         run, said = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
         with threads(2), contextlib.redirect_stdout(said):
-            assert train.main([*TINY, *options, "--out", str(run)]) == 0
+            assert train_main([*TINY, *options, "--out", str(run)]) == 0
         return FinishedRun(run, said.getvalue())
 
     return finished

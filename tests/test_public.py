@@ -30,6 +30,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_importing_loads_no_torch_until_a_name_is_asked_for() -> None:
     code = (
         "import sys, zoominnet; assert 'torch' not in sys.modules; assert 'train' in dir(zoominnet);"
@@ -48,6 +49,7 @@ def test_each_public_name_is_explained(name: str) -> None:
     assert getattr(zoominnet, name).__doc__
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_load_in_python(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The functions give what the commands write, and say nothing on a console that is quiet."""
     out = str(tmp_path / "run")

@@ -77,6 +77,7 @@ class Averaging(Watcher):
         self.mean = {name: tensors[name].clone() for name in self.mean}
 
 
+@pytest.mark.slow
 def test_a_watcher_sees_every_step_and_goes_on_over_a_resume(
     tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

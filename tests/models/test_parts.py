@@ -172,9 +172,9 @@ def test_a_new_student_is_an_entry(architecture: Architecture, size: int, monkey
     monkeypatch.setitem(ARCHITECTURES, "new", architecture)
     student, teacher = build_model("new", image_size=size, **OPTIONS), build_model(TEACHER, image_size=128, **OPTIONS)
     train_a_step(student, teacher)
-    pairing = Distiller(student, teacher, DistillOptions()).pairing
+    map_pairs = Distiller(student, teacher, DistillOptions()).pairs
     outputs = student.outputs(torch.rand(1, 3, size, size), "features")
-    pairs = pairing.pairs("fpn", outputs, teacher.outputs(torch.rand(1, 3, 128, 128), "features"))
+    pairs = map_pairs.at("fpn", outputs, teacher.outputs(torch.rand(1, 3, 128, 128), "features"))
     factor = 2 if architecture.upsample_head else 1
     assert [pair.teacher.shape[-1] for pair in pairs] == [factor * pair.student.shape[-1] for pair in pairs]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from zoominnet.distill.losses import LOSSES, DistillStep
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.options import DistillOptions
-from zoominnet.distill.pairs import Pairing
+from zoominnet.distill.pairs import MapPairs
 from zoominnet.kernels import AnchorGrid
 from zoominnet.models import Outputs, RetinaNet
 from zoominnet.models.interfaces import Part
@@ -55,7 +55,7 @@ class Distiller:
     """
 
     def __init__(self, student: RetinaNet, teacher: RetinaNet, options: DistillOptions) -> None:
-        self.pairing = Pairing(student, teacher)
+        self.pairs = MapPairs(student, teacher)
         self.teacher = teacher.eval().requires_grad_(False)
         self.options = options
         self.losses = {name: LOSSES[name](options) for name in options.losses}
@@ -82,7 +82,7 @@ class Distiller:
             boxes: B tensors [G, 4], px of the student's input.
         """
         masks = self.masks(grids, boxes)
-        step = DistillStep(student, teacher, self.pairing, masks, list(boxes), self.backend)
+        step = DistillStep(student, teacher, self.pairs, masks, list(boxes), self.backend)
         parts = torch.stack([loss(step) for loss in self.losses.values()])
         masked = torch.stack([mask.sum() for mask in masks])
         coverage = torch.stack([mask.float().mean() for mask in masks])

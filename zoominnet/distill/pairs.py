@@ -47,7 +47,7 @@ class MapPair:
     level: int
 
 
-class Pairing:
+class MapPairs:
     """The pairs of a student and a teacher.
 
     Raises:
@@ -76,7 +76,7 @@ class Pairing:
         self.partners = partners(own, theirs)
         self.subsample = own.pairing == "subsampled"
 
-    def pairs(self, site: str, student: Outputs, teacher: Outputs) -> list[MapPair]:
+    def at(self, site: str, student: Outputs, teacher: Outputs) -> list[MapPair]:
         """The pairs at one of `SITES`, level by level, then those of its next list of maps."""
         found = []
         for own, theirs in zip(SITES[site].maps(student), SITES[site].maps(teacher), strict=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zoominnet.distill.options import DistillOptions
-from zoominnet.distill.pairs import Pairing
+from zoominnet.distill.pairs import MapPairs
 from zoominnet.models import Outputs
 from zoominnet.models.interfaces import Part
 
@@ -18,7 +18,7 @@ class DistillStep:
 
     Attributes:
         student, teacher: what the models made of it, at least as far as the loss needs.
-        pairing: which maps of the two are compared.
+        pairs: which maps of the two are compared.
         masks: the key positions, bool [B, H, W] a level.
         boxes: B tensors [G, 4], px of the student's input.
         backend: of the kernels.
@@ -26,7 +26,7 @@ class DistillStep:
 
     student: Outputs
     teacher: Outputs
-    pairing: Pairing
+    pairs: MapPairs
     masks: list[Tensor]
     boxes: list[Tensor]
     backend: str

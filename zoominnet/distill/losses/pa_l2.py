@@ -27,6 +27,6 @@ class PositionAwareL2(DistillLoss):
                 channel_reduction=self.options.channels,
                 backend=step.backend,
             )
-            for pair in step.pairing.pairs(self.options.at, step.student, step.teacher)
+            for pair in step.pairs.at(self.options.at, step.student, step.teacher)
         ]
         return torch.stack(losses).view(-1, len(step.masks)).sum(dim=0) / self.options.divisor

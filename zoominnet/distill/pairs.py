@@ -56,7 +56,7 @@ class MapPairs:
 
     def __init__(self, student: RetinaNet, teacher: RetinaNet) -> None:
         own, theirs = student.architecture, teacher.architecture
-        if own.pairing is None or theirs.pairing is not None:
+        if theirs.is_student or not own.is_student:
             raise ValueError(f"cannot distil from {teacher.name!r} into {student.name!r}: need a teacher and a student")
         if teacher.image_size * theirs.input_divisor != student.image_size * own.input_divisor:
             times = {0.5: "half", 1: "as large as", 2: "twice"}[own.input_divisor / theirs.input_divisor]

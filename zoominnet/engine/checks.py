@@ -64,7 +64,7 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
         ConfigError: naming what differs and the remedy.
     """
     what = f"--teacher {config.teacher}"
-    if ARCHITECTURES[info.name].pairing is not None:
+    if ARCHITECTURES[info.name].is_student:
         raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
     if info.backbone != config.backbone:
         raise ConfigError(

@@ -42,6 +42,11 @@ class Architecture:
     pairing: Pairing | None = None
 
     @property
+    def is_student(self) -> bool:
+        """Whether it can learn from a teacher; what cannot is one."""
+        return self.pairing is not None
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Cell size of each level's predictions, px of the model's input."""
         shift = 1 if self.upsample_head else 0
@@ -65,4 +70,4 @@ ARCHITECTURES = {
     "fa-thin": Architecture(2, 6, 2, pairing="shifted"),
     "fa": Architecture(2, 6, 4, pairing="shifted"),
 }
-STUDENTS = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.pairing is not None)
+STUDENTS = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.is_student)

@@ -46,7 +46,9 @@ def test_importing_loads_no_torch_until_a_name_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", [name for name in zoominnet.__all__ if name != "__version__"])
 def test_each_public_name_is_explained(name: str) -> None:
-    assert getattr(zoominnet, name).__doc__
+    text = getattr(zoominnet, name).__doc__
+    assert "Example:" in text
+    assert ">>> " in text
 
 
 @pytest.mark.slow

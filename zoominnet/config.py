@@ -73,7 +73,15 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of ``python -m zoominnet.train``; the defaults shown are those of the chosen --profile."""
+    """Options of training, and of ``python -m zoominnet.train``, whose --profile chooses the defaults.
+
+    Example:
+        >>> config = zoominnet.TrainConfig(data="DATA", student="la", image_size=640, out="runs/la")
+        >>> config.teacher_size
+        1280
+        >>> dataclasses.replace(zoominnet.config.PROFILES["demo"], student="la").epochs
+        4
+    """
 
     profile: Profile = "paper"
     """Where the defaults come from. paper: the paper's text. repo: the authors' published configurations. wang2019:

@@ -38,7 +38,11 @@ POSITIVE_FINITE = Rule(lambda value: 0 < value < math.inf, "is not positive and 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Options of ``python -m zoominnet.evaluate``."""
+    """Options of ``python -m zoominnet.evaluate``.
+
+    Example:
+        >>> zoominnet.EvaluateConfig("runs/fa", data="DATA", split="test", protocol="visdrone")
+    """
 
     checkpoint: tyro.conf.Positional[Path]
     """A run folder (its best checkpoint), a checkpoint folder or a model.safetensors file."""

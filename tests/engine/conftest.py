@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from devices import threads
-from fault_runs import QUICK, TinyRun, digest, small_backbone
+from fault_runs import QUICK, TinyRun, digest, small_resnet18
 
-from zoominnet.models.backbones import resnet
 from zoominnet.train import main as train_main
 
 TINY = [
@@ -56,9 +54,10 @@ def tiny_train(tmp_path: Path) -> Train:
 
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a teacher for `tiny_train`, barely trained."""
+    """The folder of a teacher for `tiny_train` with the fixture `small`, barely trained."""
     run = tmp_path_factory.mktemp("teacher") / "run"
-    assert train_main([*TINY, "--no-check-teacher", "--max-steps", "1", "--out", str(run)]) == 0
+    with small_resnet18():
+        assert train_main([*TINY, "--no-check-teacher", "--max-steps", "1", "--out", str(run)]) == 0
     return str(run / "teacher")
 
 
@@ -79,12 +78,12 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
-    """`tiny_runs("--option", ...)` is what `tiny_train` makes of the options, with two threads; made once."""
+    """`tiny_runs("--option", ...)` is what `tiny_train` makes of the options with `small` and two threads; made once."""
 
     @functools.cache
     def finished(*options: str) -> FinishedRun:
         run, said = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
-        with threads(2), contextlib.redirect_stdout(said):
+        with small_resnet18(), threads(2), contextlib.redirect_stdout(said):
             assert train_main([*TINY, *options, "--out", str(run)]) == 0
         return FinishedRun(run, said.getvalue())
 
@@ -123,8 +122,7 @@ def quick_whole(quick_whole_on: Callable[[str], dict[str, str]]) -> dict[str, st
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small backbone of fault_runs.py, in this process, and one thread for it."""
-    monkeypatch.setitem(resnet.RESNETS, "resnet18", resnet.RESNETS["resnet18"])
-    small_backbone()
-    torch.set_num_threads(1)
+def small() -> Iterator[None]:
+    """The small backbone of fault_runs.py, in this process."""
+    with small_resnet18():
+        yield

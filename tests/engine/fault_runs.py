@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ class _Stage(nn.Module):
 def small_backbone() -> None:
     """Puts the small ResNet into the place of resnet18."""
     resnet.RESNETS["resnet18"] = lambda weights=None: ResNet(_Stage, [1, 1, 1, 1])  # type: ignore[arg-type]
+
+
+@contextmanager
+def small_resnet18() -> Iterator[None]:
+    """Within, resnet18 is the small ResNet."""
+    before = resnet.RESNETS["resnet18"]
+    small_backbone()
+    try:
+        yield
+    finally:
+        resnet.RESNETS["resnet18"] = before
 
 
 def _train(arguments: list[str], output: Path, hook: Hook | None) -> None:

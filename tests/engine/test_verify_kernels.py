@@ -16,6 +16,7 @@ from zoominnet.engine.checkpoint import list_checkpoints
 from zoominnet.kernels import available_backends
 
 Train = Callable[..., int]
+pytestmark = pytest.mark.usefixtures("small")
 needs_library = pytest.mark.skipif(
     any(states["native"] != "ok" for states in available_backends("cpu").values()), reason="needs the C++ library"
 )

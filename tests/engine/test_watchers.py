@@ -21,6 +21,8 @@ from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import OPTIMIZER, list_checkpoints
 from zoominnet.engine.watchers import WATCHERS, StepReport, Watched, Watcher
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 class Averaging(Watcher):
     """The mean of the weights over all steps; the model is measured with it."""

@@ -17,8 +17,15 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _handler)
 
 LONGEST = (
-    *("test_triton", "test_faults_machine", "test_cuda_sources", "test_training", "test_distributed", "test_models"),
-    *("test_benchmarks", "test_gpu_check", "test_data_faults", "test_faults_checkpoint", "test_kernel_operators"),
+    *("test_triton", "test_cuda_sources", "test_distributed", "test_training", "test_benchmarks", "test_packaging"),
+    *(
+        "test_data_faults",
+        "test_models",
+        "test_overfit",
+        "test_gpu_check",
+        "test_faults_machine",
+        "test_kernel_operators",
+    ),
 )
 """The test files that take longest, the longest first."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import scenes
 from devices import threads
 from fault_runs import QUICK, TinyRun, digest, small_resnet18
 
@@ -56,9 +57,15 @@ def tiny_train(tmp_path: Path) -> Train:
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a teacher for `tiny_train` with the fixture `small`, barely trained."""
     run = tmp_path_factory.mktemp("teacher") / "run"
-    with small_resnet18():
+    with scenes.kept(), small_resnet18():
         assert train_main([*TINY, "--no-check-teacher", "--max-steps", "1", "--out", str(run)]) == 0
     return str(run / "teacher")
+
+
+@pytest.fixture(autouse=True)
+def _scenes_painted_once() -> Iterator[None]:
+    with scenes.kept():
+        yield
 
 
 @pytest.fixture

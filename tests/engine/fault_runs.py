@@ -15,16 +15,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+import scenes
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from zoominnet.data.synthetic import SyntheticScenes
 from zoominnet.engine.checkpoint import MODEL, OPTIMIZER, STATE, newest_checkpoint
 from zoominnet.models.backbones import resnet
 from zoominnet.train import main as train_main
@@ -68,8 +73,19 @@ LIMIT_S = 300
 """Longest wait for anything, generous for a loaded machine."""
 
 Hook = Callable[[], None]
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["fault_runs"])
+HERE = Path(__file__).parent
+
+
+def fork_server() -> ForkServerContext:
+    """The processes of this context are forks of one that has imported preloaded.py."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    # The server looks for it on its own path, which before Python 3.13 is not this process' one.
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path.rstrip(os.pathsep))
+        forkserver.ensure_running()
+    return context
 
 
 class _Stage(nn.Module):
@@ -101,6 +117,14 @@ def small_resnet18() -> Iterator[None]:
         resnet.RESNETS["resnet18"] = before
 
 
+def paint_scenes() -> None:
+    """Those that runs with the options `TINY` train and validate on."""
+    for split, count in (("train", 12), ("val", 3)):
+        painted = SyntheticScenes(count, size=64, seed=0, split=split)
+        for record in painted:
+            painted.render(record)
+
+
 def _train(arguments: list[str], output: Path, hook: Hook | None) -> None:
     multiprocessing.set_start_method("fork", force=True)  # for the workers, as in a run that was not forked
     os.setsid()  # a process group of its own, with the loader's workers
@@ -109,6 +133,7 @@ def _train(arguments: list[str], output: Path, hook: Hook | None) -> None:
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     small_backbone()
+    scenes.keep()
     if hook is not None:
         hook()
     sys.exit(train_main(arguments))
@@ -126,7 +151,7 @@ class TinyRun:
     def __init__(self, out: Path, *options: str, hook: Hook | None = None) -> None:
         self.out = out
         self.output = out.with_name(f"{out.name}.txt")
-        self.process: BaseProcess = _context.Process(
+        self.process: BaseProcess = fork_server().Process(
             target=_train, args=([*TINY, "--out", str(out), *options], self.output, hook)
         )
         self.process.start()
@@ -246,7 +271,7 @@ def hang(step: int, marker: Path) -> None:
 
 
 def limit_file_size(step: int, size: int) -> None:
-    """From `step` on no file can grow beyond `size` bytes."""
+    """From `step` on, once its checkpoint is written, no file can grow beyond `size` bytes."""
     import resource
 
     from zoominnet.engine.trainer import Phase
@@ -255,6 +280,7 @@ def limit_file_size(step: int, size: int) -> None:
 
     def limited(phase: Phase, *arguments: Any) -> dict[str, Any]:
         if phase.step == step:
+            next(_ for _ in patience() if (phase.checkpoints / f"step-{step:08}").exists())
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         return train_step(phase, *arguments)
 

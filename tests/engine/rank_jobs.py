@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from fault_runs import fork_server
 
 from zoominnet.data import Batch, open_split
 from zoominnet.engine import run, trainer
@@ -207,8 +207,7 @@ def run_in_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoominnet.train"])
+    context = fork_server()
     talk.mkdir(parents=True, exist_ok=True)
     files = [talk / f"rank{rank}.txt" for rank in range(size)]
     processes = [

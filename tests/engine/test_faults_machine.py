@@ -119,7 +119,7 @@ def test_f22_a_second_run_is_refused_and_a_killed_ones_lock_is_free(
     out, marker = tmp_path / "run", tmp_path / "marker"
     options = [*SHORT, "--workers", "1"]
     run = TinyRun(out, *options, hook=partial(fault_runs.hang, 4, marker))
-    run.wait_for(marker.exists)
+    run.wait_for(lambda: marker.exists() and bool(list_checkpoints(out / "student" / "checkpoints")))
     family = run.family()
     assert len(family) > 1
     for again in ([], ["--resume"]):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from scenes import painted_anew
 from squares import write_squares
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -155,14 +156,16 @@ def test_a_stopped_run_resumes_bit_for_bit(
         return values
 
     monkeypatch.setattr(trainer.Phase, "_train_step", interrupted)
-    assert tiny_train(out="parts") == 130
+    with painted_anew():
+        assert tiny_train(out="parts") == 130
     assert "go on with --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert len(metrics(tmp_path / "parts" / "student")) == 5
     # Steps that were logged after the checkpoint are done again, and logged once.
     with (tmp_path / "parts" / "student" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 99}\n')
-    assert tiny_train("--resume", out="parts") == 0
+    with painted_anew():
+        assert tiny_train("--resume", out="parts") == 0
     assert "going on from" in capsys.readouterr().out
     parts = tmp_path / "parts" / "student"
     assert_same_weights(whole, parts)

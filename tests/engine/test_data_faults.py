@@ -187,10 +187,11 @@ def test_f15_training_ends_when_a_worker_is_killed(
 
     monkeypatch.setattr(DetectionDataset, "_load", killed)
     assert tiny_train("--data", str(tmp_path / "data"), "--no-distill", "--workers", "2") == 74
-    line = capfd.readouterr().err
+    *others, line = capfd.readouterr().err.splitlines()
     assert line.startswith("zoominnet.train: DataLoader worker (pid")
     assert f", while reading {path}: if memory ran out" in line
-    assert line.count("\n") == 1
+    # The other worker may be handing over a batch just then, which torch's own thread in it reports.
+    assert not others or "resource_sharer" in "".join(others)
 
 
 def test_f15_the_timeout_is_an_option(tiny_train: Train, capsys: pytest.CaptureFixture[str]) -> None:

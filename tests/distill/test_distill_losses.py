@@ -63,9 +63,21 @@ def test_sums_over_the_masked_positions_add_up(name: str, student: str, at: str)
         whole.level_losses * whole.masked, one.level_losses * one.masked + other.level_losses * other.masked
     )
     assert own.towers is not None
+    tensors = [*own.features, *own.towers[0], *own.towers[1]]
+    gradients = [g for g in torch.autograd.grad(whole.loss, tensors, allow_unused=True) if g is not None]
+    assert any(bool(gradient.any()) for gradient in gradients)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("at", ["fpn", "tower"])
+def test_pa_l2_teaches_the_maps_that_it_compares_where_there_is_a_mask(at: str) -> None:
+    model, teacher = pair("fa")
+    own, theirs = made_up(model, 0), made_up(teacher, 1)
+    output = Distiller(model, teacher, DistillOptions(at=at))(own, theirs, model.anchor_grids, BOXES)
+    assert own.towers is not None
     compared = own.features if at == "fpn" else [*own.towers[0], *own.towers[1]]
-    gradients = torch.autograd.grad(whole.loss, compared)
-    masked = [bool(count) for count in whole.masked] * (len(compared) // len(whole.masked))
+    gradients = torch.autograd.grad(output.loss, compared)
+    masked = [bool(count) for count in output.masked] * (len(compared) // len(output.masked))
     assert [bool(gradient.any()) for gradient in gradients] == masked
     assert all(masked[:4])
 

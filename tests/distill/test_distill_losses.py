@@ -116,6 +116,13 @@ def test_the_teacher_runs_no_further_than_a_loss_needs() -> None:
         assert outputs.predictions is None
 
 
+def test_the_teacher_runs_as_far_as_any_loss_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses_module.LOSSES, "count", Count)
+    student, teacher = pair("fa")
+    for losses in ({"pa-l2": 1.0, "count": 1.0}, {"count": 1.0, "pa-l2": 1.0}):
+        assert Distiller(student, teacher, DistillOptions(losses=losses)).needs == "predictions"
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_a_mask_is_of_each_image_and_level_and_finds_each_box(name: str) -> None:
     student, teacher = pair("fa")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,20 @@ def test_a_state_that_is_not_finite_is_refused(tmp_path: Path, model: torch.nn.M
     info = ModelInfo.of(model, ("a", "b"), (1, 2), {}, None)
     with pytest.raises(CheckpointError, match="holds NaN or Inf; use another checkpoint"):
         load_state(save_checkpoint(tmp_path, 1, state, info, momentum, {}))
+
+
+def test_a_checkpoint_names_what_it_was_built_from(tmp_path: Path, model: torch.nn.Module) -> None:
+    info = ModelInfo.of(model, ("a", "b"), (1, 2), {}, None)
+    assert (info.name, info.backbone, info.neck, info.head) == ("snet", "resnet18", "fpn", "retina")
+    state = model.state_dict()
+    other = save_checkpoint(tmp_path, 1, state, replace(info, head="gfl"), {}, {})
+    with pytest.raises(
+        CheckpointError, match="its snet has the head 'gfl', that of this version 'retina'; use the version"
+    ):
+        load_model(other)
+    unknown = save_checkpoint(tmp_path, 2, state, replace(info, neck="pafpn"), {}, {})
+    with pytest.raises(CheckpointError, match="it has the neck 'pafpn', which this version of zoominnet does not know"):
+        load_model(unknown)
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path, model: torch.nn.Module) -> None:

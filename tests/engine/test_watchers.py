@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,7 @@ class Averaging(Watcher):
 
     @contextmanager
     def around_validation(self) -> Iterator[None]:
+        self.calls.append("validation")
         own = {name: p.detach().clone() for name, p in self.phase.model.named_parameters()}
         self.phase.model.load_state_dict(self.mean, strict=False)
         yield
@@ -93,8 +95,9 @@ def test_a_watcher_sees_every_step_and_goes_on_over_a_resume(
     options = ("--no-distill", "--max-steps", "5")
     assert tiny_train(*options, out="whole") == 0
     (watcher,) = made
-    steps = [call for step in range(5) for call in (f"before {step}", f"after {step}", f"report {step + 1}")]
-    assert watcher.calls == [*steps, "end 5"]
+    steps = [(f"before {step}", f"after {step}", f"report {step + 1}") for step in range(5)]
+    epochs = (*itertools.chain(*steps[:4]), "validation"), (*steps[4], "validation")
+    assert watcher.calls == [*epochs[0], *epochs[1], "end 5"]
     train_lines = [line for line in metrics(tmp_path / "whole") if line["kind"] == "train"]
     assert [line["averaged"] for line in train_lines] == [1, 2, 3, 4, 5]
 

@@ -17,7 +17,9 @@ import zoominnet
 from zoominnet.config import MAX_IMAGE_SIZE
 from zoominnet.data import ResizeMode
 from zoominnet.errors import UserError
-from zoominnet.models import RetinaNet, build_model
+from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
+from zoominnet.models.backbones import BACKBONES
+from zoominnet.models.necks import NECKS
 from zoominnet.models.weights import METADATA_KEY
 
 DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
@@ -66,6 +68,7 @@ class ModelInfo:
         if not (
             type(self.image_size) is int
             and 0 < self.image_size <= MAX_IMAGE_SIZE
+            and all(isinstance(part, str) for part in (self.name, self.backbone, self.neck, self.head))
             and len(names) == len(ids) == self.num_classes
             and all(isinstance(name, str) for name in names)
             and all(type(each) is int for each in ids)
@@ -147,33 +150,51 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
             kinds = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({reason(error)})") from error
+    not_ours = (
+        f"{file}: not a model written by zoominnet.train (its metadata do not say which model it is); "
+        "pretrained weights of other projects go to --weights"
+    )
     try:
         fields = json.loads(metadata[METADATA_KEY])["info"]
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
         info = ModelInfo(**fields)
         info.check()
-
-        def build() -> RetinaNet:
-            return build_model(
-                info.name,
-                info.backbone,
-                info.num_classes,
-                info.image_size,
-                channels=info.channels,
-                stride_in_1x1=info.stride_in_1x1,
-                la_predictor=info.la_predictor,
-                neck=info.neck,
-                **options,
+        unknown = [
+            f"{part} {name[:40]!r}"
+            for part, name, known in (
+                ("model", info.name, list(ARCHITECTURES)),
+                ("backbone", info.backbone, list(BACKBONES)),
+                ("neck", info.neck, list(NECKS)),
             )
+            if name not in known
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(not_ours) from error
+    if unknown:
+        raise CheckpointError(
+            f"{file}: it has the {' and the '.join(unknown)}, which this version of zoominnet does not know; use the "
+            "version that wrote it"
+        )
 
+    def build() -> RetinaNet:
+        return build_model(
+            info.name,
+            info.backbone,
+            info.num_classes,
+            info.image_size,
+            channels=info.channels,
+            stride_in_1x1=info.stride_in_1x1,
+            la_predictor=info.la_predictor,
+            neck=info.neck,
+            **options,
+        )
+
+    try:
         with torch.device("meta"):  # no memory for what a file merely claims to be
             claimed = build()
         own = {name: (tuple(x.shape), DTYPE_NAMES[x.dtype]) for name, x in claimed.state_dict().items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RecursionError is a RuntimeError
-        raise CheckpointError(
-            f"{file}: not a model written by zoominnet.train (its metadata do not say which model it is); "
-            "pretrained weights of other projects go to --weights"
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(not_ours) from error
     if info.head != claimed.head_name:
         raise CheckpointError(
             f"{file}: its {info.name} has the head {str(info.head)[:40]!r}, that of this version {claimed.head_name!r}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import shutil
 import tempfile
@@ -17,7 +18,8 @@ def kept(
     """A folder of pytest's cache that `make` has filled, now or in an earlier run.
 
     It is filled anew when anything in `made_of` has changed, and its predecessor is deleted: the texts, and the contents
-    of the files and of all files in the folders, each with its name. `make` that raises leaves nothing behind.
+    of the files and of all files in the folders, each with its name. `make` that raises leaves nothing behind. Without
+    pytest's cache (`-p no:cacheprovider`, as `make gpu-check` runs the tests) it is filled for this process alone.
     """
     sha = hashlib.sha256()
     for part in made_of:
@@ -30,7 +32,11 @@ def kept(
             else:
                 continue
             sha.update(f"{file if isinstance(file, str) else file.name} {len(content)}\n".encode() + content)
-    whole = config.cache.mkdir(name)  # type: ignore[union-attr]
+    if hasattr(config, "cache"):
+        whole = config.cache.mkdir(name)  # type: ignore[union-attr]
+    else:
+        whole = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        atexit.register(shutil.rmtree, whole, ignore_errors=True)
     folder = whole / sha.hexdigest()[:32]
     if not folder.exists():
         for old in whole.iterdir():

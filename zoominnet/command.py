@@ -11,12 +11,21 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import torch
 from rich.console import Console
 
-from zoominnet.data import DataError, Split, SyntheticScenes, divide_split, find_splits, loader_failure, open_split
+from zoominnet.data import (
+    DataError,
+    Split,
+    SyntheticClasses,
+    SyntheticScenes,
+    divide_split,
+    find_splits,
+    loader_failure,
+    open_split,
+)
 from zoominnet.errors import EXIT_INTERRUPTED, EXIT_IO_ERROR, EXIT_OUT_OF_MEMORY, EXIT_USER_ERROR, UserError
 from zoominnet.kernels import BackendUnavailableError
 
@@ -30,13 +39,17 @@ class DeviceError(UserError):
 
 
 class StandingOutput(io.TextIOBase):
-    """Standard output that may go away, or its disk fill up, without an error: that is reported once.
+    """A stream that may go away, or its disk fill up, without an error: that is reported once.
 
     For long runs whose files matter more than what they say.
+
+    Args:
+        stream: standard output by default.
+        name: of the stream, for people.
     """
 
-    def __init__(self) -> None:
-        self._stream = sys.stdout
+    def __init__(self, stream: TextIO | None = None, name: str = "standard output") -> None:
+        self._stream, self._name = stream or sys.stdout, name
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -61,7 +74,7 @@ class StandingOutput(io.TextIOBase):
         except OSError as error:
             self._stream = open(os.devnull, "w")  # noqa: SIM115
             with suppress(OSError):  # standard error may be the same closed pipe
-                print(f"standard output cannot be written ({error.strerror}); going on without", file=sys.stderr)
+                print(f"{self._name} cannot be written ({error.strerror}); going on without", file=sys.stderr)
 
 
 def make_console(*, standing: bool = False) -> Console:
@@ -188,6 +201,10 @@ class DataOptions(Protocol):
     def max_megapixels(self) -> float: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def synthetic_zoom(self) -> float: ...
+    @property
+    def synthetic_classes(self) -> SyntheticClasses: ...
 
 
 def wanted_format(options: DataOptions) -> str | None:
@@ -212,9 +229,17 @@ def open_data(options: DataOptions, split: str, *, scenes: int, scene_size: int,
             raise DataError("--images: synthetic scenes are not in files; leave it out, or give --data")
         if scenes > MAX_SCENES:
             raise DataError(f"--synthetic-images: {scenes} is over {MAX_SCENES}")
-        opened = SyntheticScenes(scenes, size=scene_size, seed=options.seed, split=split).split()
+        opened = SyntheticScenes(
+            scenes,
+            size=scene_size,
+            seed=options.seed,
+            split=split,
+            zoom=options.synthetic_zoom,
+            classes=options.synthetic_classes,
+        ).split()
     else:
-        opened = _open_files(options, split)
+        with console.status(f"reading {options.data} {split}", spinner="line"):
+            opened = _open_files(options, split)
     _print_counts(opened, split, console)
     _print_report(opened, console)
     return opened
@@ -249,7 +274,8 @@ def open_parts(options: DataOptions, split: str, fraction: float, *, console: Co
         raise DataError("--val-fraction: synthetic scenes have two splits; leave it out, or give --data")
     found = find_splits(options.data, wanted_format(options))
     name = split if len(found) > 1 else next(iter(found))
-    whole = _open_files(options, name)
+    with console.status(f"reading {options.data} {name}", spinner="line"):
+        whole = _open_files(options, name)
     train, val = divide_split(whole, fraction, options.seed)
     for part in (whole, train, val):
         _print_counts(part, part.name, console)
@@ -258,11 +284,16 @@ def open_parts(options: DataOptions, split: str, fraction: float, *, console: Co
 
 
 def _print_counts(split: Split, asked: str, console: Console) -> None:
-    boxes = sum(len(record.boxes) for record in split.records)
-    regions = sum(len(record.ignored) for record in split.records)
     called = f"data {split.name}" + (f" (for {asked})" if asked != split.name else "")
+    counts = f"{len(split.records)} scenes, drawn when they are needed, {len(split.class_names)} classes"
+    if not split.generated:
+        boxes = sum(len(record.boxes) for record in split.records)
+        regions = sum(len(record.ignored) for record in split.records)
+        counts = (
+            f"{len(split.records)} images, {boxes} boxes, {len(split.class_names)} classes, {regions} ignored regions"
+        )
     console.print(
-        f"{called}: {len(split.records)} images, {boxes} boxes, {len(split.class_names)} classes, {regions} ignored regions",
+        f"{called}: {counts}",
         highlight=False,
         markup=False,
         soft_wrap=True,

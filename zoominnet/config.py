@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from zoominnet.data import DataFormat
+from zoominnet.data import MAX_ZOOM, DataFormat, SyntheticClasses
 from zoominnet.distill import LOSSES, DistillOptions
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.pairs import SITES
@@ -114,6 +114,10 @@ class TrainConfig:
         100,
     )
     """Scenes to draw for training and validation with --data synthetic."""
+    synthetic_zoom: Annotated[float, at_least(1), at_most(MAX_ZOOM)] = 1.0
+    """Zoom of the synthetic scenes' camera: objects measure 3 to 60 px times this at 512 px, in proportion elsewhere."""
+    synthetic_classes: SyntheticClasses = "visdrone"
+    """What synthetic scenes tell apart. visdrone: its ten classes; grouped: person, cycle, car, truck or bus."""
     resize: Literal["squash", "letterbox"] = "squash"
     """How images become square. squash: as the paper (keep_ratio=False); letterbox: keep the aspect, pad."""
     ignored: Literal["drop", "honour"] = "drop"
@@ -193,10 +197,12 @@ class TrainConfig:
     """Stop each training phase after so many optimiser steps. None: run all epochs."""
     batch_size: AtLeast1 = 4
     """Images of an optimiser step, over all processes (paper: 4). The learning rate is not scaled with it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd (paper), or adamw, which needs a tenth of its rate or less and learns faster from random weights."""
     lr: Annotated[float, POSITIVE] = 0.01
-    """Learning rate of SGD (paper: 0.01 at batch size 4)."""
+    """Learning rate (paper: 0.01 at batch size 4)."""
     momentum: Annotated[float, FROM_0_BELOW_1] = 0.9
-    """Momentum of SGD (paper: 0.9)."""
+    """Momentum of SGD, first beta of AdamW (paper: 0.9)."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
     """Weight decay (repo: 0.0001; the paper prints 0.01, which its frozen BatchNorm could not absorb)."""
     warmup_steps: Annotated[int, NOT_NEGATIVE] = 500
@@ -224,6 +230,9 @@ class TrainConfig:
     """Ask torch for deterministic algorithms, so that two runs on one machine end bit-equal."""
     device: Annotated[str, MAY_CHANGE] = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
+    cache: Annotated[bool, MAY_CHANGE] = False
+    """Keep the training images in memory, decoded and resized, from when they are first read: 12 * image_size**2 bytes
+    each."""
     workers: Annotated[int, NOT_NEGATIVE, at_most(MAX_WORKERS), MAY_CHANGE] = 2
     """Processes that read images, for each that trains; 0 reads in the training process."""
     loader_timeout: Annotated[float, POSITIVE, at_most(MAX_SECONDS), MAY_CHANGE] = 300.0
@@ -246,8 +255,9 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     out: Annotated[Path, MAY_CHANGE] = Path("runs/train")
     """Folder of the run."""
-    resume: Annotated[bool, MAY_CHANGE] = False
-    """Go on with the run in --out from its newest whole checkpoint."""
+    resume: Annotated[bool | Literal["auto"], MAY_CHANGE] = False
+    """--resume goes on with the run in --out from its newest whole checkpoint; --resume auto does where the folder holds
+    one, and starts it else, so that the same command line serves a job that is submitted again."""
     debug: Annotated[bool, MAY_CHANGE] = False
     """Show the traceback of an error."""
 

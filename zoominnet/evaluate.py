@@ -19,7 +19,7 @@ from rich.table import Table
 
 from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_command
 from zoominnet.config import MAX_SECONDS, MAX_WORKERS
-from zoominnet.data import DataFormat, ResizeMode, Split
+from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.inference import InputPath, cost_of, predict_split, undecodable_warning
 from zoominnet.errors import UserError
@@ -65,6 +65,10 @@ class EvaluateConfig:
     """Scenes to draw with --data synthetic."""
     seed: Annotated[int, at_least(0)] = 0
     """Seed of the synthetic scenes: that of the training run, to see the same ones."""
+    synthetic_zoom: Annotated[float, at_least(1), at_most(MAX_ZOOM)] = 1.0
+    """Zoom of the synthetic scenes' camera, as in training."""
+    synthetic_classes: SyntheticClasses = "visdrone"
+    """What synthetic scenes tell apart, as in training."""
     images: str | None = None
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
     resize: Literal["squash", "letterbox"] | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, A
         >>> zoominnet.train(config)["models"]["student"]["AP"]
     """
     config.check()
+    if config.resume == "auto":
+        config = dataclasses.replace(config, resume=(config.out / CONFIG_FILE).exists())
     if config.resume and (changes := config.changes_from(read_config(config.out / CONFIG_FILE))):
         raise ConfigError(f"--resume: {', '.join(changes)}: a run goes on as it began; start another in a new --out")
     with join_ranks(config.device, config.rank_timeout) as ranks:
@@ -66,13 +70,31 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--profile", default="paper")
-    first.add_argument("--resume", action="store_true")
+    first.add_argument("--resume", nargs="?", default="False", const="True")
     first.add_argument("--out", type=Path)
     known, _ = first.parse_known_args(arguments)
     default = PROFILES.get(known.profile, PROFILES["paper"])
-    if known.resume:
-        default = read_config((known.out or default.out) / CONFIG_FILE)
-    return tyro.cli(TrainConfig, args=arguments, default=default, prog="python -m zoominnet.train", description=__doc__)
+    file = (known.out or default.out) / CONFIG_FILE
+    if known.resume == "True" or (known.resume == "auto" and file.exists()):
+        default = read_config(file)
+    return tyro.cli(
+        TrainConfig,
+        args=spell_out_resume(arguments),
+        default=default,
+        prog="python -m zoominnet.train",
+        description=__doc__,
+    )
+
+
+def spell_out_resume(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a plain --resume as --resume True, and --no-resume as --resume False."""
+    spelt = []
+    for argument, follower in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        if argument == "--resume" and follower.startswith("--"):
+            spelt += ["--resume", "True"]
+        else:
+            spelt += ["--resume", "False"] if argument == "--no-resume" else [argument]
+    return spelt
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -24,12 +24,13 @@ from zoominnet.data.records import (
     SplitSource,
 )
 from zoominnet.data.splits import DataFormat, find_splits, open_split
-from zoominnet.data.synthetic import SyntheticScenes
+from zoominnet.data.synthetic import MAX_ZOOM, SyntheticClasses, SyntheticScenes
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, student_images
 
 __all__ = [
     "ANY_CLASS",
     "MAX_PIXELS",
+    "MAX_ZOOM",
     "VISDRONE_CLASSES",
     "Batch",
     "BatchPlan",
@@ -45,6 +46,7 @@ __all__ = [
     "Sample",
     "Split",
     "SplitSource",
+    "SyntheticClasses",
     "SyntheticScenes",
     "Target",
     "collate",

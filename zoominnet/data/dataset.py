@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 import resource
+import shutil
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +34,7 @@ MAX_UNREADABLE_IN_A_ROW = 100
 """So many neighbouring images that cannot be decoded end a run."""
 
 _NOTHING = -1
+_SHARED_MEMORY = "/dev/shm"
 _loaded: weakref.WeakSet[DetectionDataset] = weakref.WeakSet()  # those that a loader was made for
 
 
@@ -98,19 +101,29 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the augmentation, 0 or greater.
         resize: "squash" to the square, or "letterbox" to keep the aspect ratio.
         strict: raise on an image that cannot be decoded, instead of replacing it.
+        cache: keep each image, decoded and resized, from when it is first asked for, in memory that the loader's workers
+            share: 3 * size**2 bytes an image. The samples are the same.
 
     Attributes:
         reading: int64[workers, 2], shared: each loader worker's process id and the index it reads, -1 for none.
 
     Raises:
         DataError: the split has no images; too many of them in a row, or all, cannot be decoded; or one cannot and
-            `strict` is set.
+            `strict` is set; there is no room for the cache.
         LoaderError: anything else went wrong with a sample; names its file.
         ValueError: `size` is not positive, `seed` is negative, `resize` is unknown.
     """
 
     def __init__(
-        self, split: Split, size: int, *, flip: bool, seed: int, resize: ResizeMode = "squash", strict: bool = False
+        self,
+        split: Split,
+        size: int,
+        *,
+        flip: bool,
+        seed: int,
+        resize: ResizeMode = "squash",
+        strict: bool = False,
+        cache: bool = False,
     ) -> None:
         if size < 1:
             raise ValueError(f"DetectionDataset: size must be at least 1 px, got {size}")
@@ -128,6 +141,7 @@ class DetectionDataset(Dataset[Sample]):
         self.strict = strict
         # In shared memory, so that worker processes report each file once and the main process can count.
         self._unreadable = torch.zeros(len(split.records), dtype=torch.bool).share_memory_()
+        self._cache = _Cache(len(split.records), size) if cache else None
         self.reading = torch.zeros(0, 2, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -166,8 +180,7 @@ class DetectionDataset(Dataset[Sample]):
         index, image = self._readable(wanted)
         record = self.split.records[index]
         flipped = self.flip and bool(keyed_rng(AUGMENTATION, self.seed, epoch, index).random() < 0.5)
-        height, width = image.shape[-2:]
-        geometry = ResizeGeometry.fit(width, height, self.size, self.resize, flipped=flipped)
+        geometry = dataclasses.replace(self._geometry(record), flipped=flipped)
         target = Target(
             boxes=geometry.to_output(torch.from_numpy(record.boxes)),
             labels=torch.from_numpy(record.labels).clone(),
@@ -176,10 +189,13 @@ class DetectionDataset(Dataset[Sample]):
             index=index,
             geometry=geometry,
         )
-        return Sample(resize_image(image, geometry), target)
+        return Sample(image.flip(-1) if flipped else image, target)
+
+    def _geometry(self, record: ImageRecord) -> ResizeGeometry:
+        return ResizeGeometry.fit(record.width, record.height, self.size, self.resize)
 
     def _readable(self, wanted: int) -> tuple[int, Tensor]:
-        """The image at `wanted`, or the next one that can be decoded, with its index."""
+        """The image at `wanted`, or the next one that can be decoded, resized and not flipped, with its index."""
         tried = min(len(self), MAX_UNREADABLE_IN_A_ROW)
         for offset in range(tried):
             index = (wanted + offset) % len(self)
@@ -187,7 +203,7 @@ class DetectionDataset(Dataset[Sample]):
                 continue
             self._note_reading(index)
             try:
-                return index, self._load(self.split.records[index])
+                return index, self._resized(index)
             except DataError as error:
                 if self.strict:
                     raise
@@ -198,6 +214,15 @@ class DetectionDataset(Dataset[Sample]):
             f"{self.name_of((wanted + tried - 1) % len(self))}: is the data folder still there? "
             "`python -m zoominnet.data check` lists them"
         )
+
+    def _resized(self, index: int) -> Tensor:
+        if self._cache is not None and (kept := self._cache.get(index)) is not None:
+            return kept
+        record = self.split.records[index]
+        image = resize_image(self._load(record), self._geometry(record))
+        if self._cache is not None:
+            self._cache.put(index, image)
+        return image
 
     def _load(self, record: ImageRecord) -> Tensor:
         if record.path is None:
@@ -214,6 +239,31 @@ class DetectionDataset(Dataset[Sample]):
                 f"were read; start again to read them anew"
             )
         return image
+
+
+class _Cache:
+    """`count` uint8 images [3, size, size] that processes share; each is there once it was put in.
+
+    Raises:
+        DataError: there is no room.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        needed, free = 3 * count * size**2, shutil.disk_usage(_SHARED_MEMORY).free
+        if needed > free:
+            raise DataError(
+                f"--cache: {count} images of {size} px take {needed / 2**30:.1f} GiB, {_SHARED_MEMORY} has "
+                f"{free / 2**30:.1f} GiB free; leave --cache out, or make it larger (a container's --shm-size)"
+            )
+        self._images = torch.empty(count, 3, size, size, dtype=torch.uint8).share_memory_()
+        self._there = torch.zeros(count, dtype=torch.bool).share_memory_()
+
+    def get(self, index: int) -> Tensor | None:
+        return self._images[index] if self._there[index] else None
+
+    def put(self, index: int, image: Tensor) -> None:
+        self._images[index] = image
+        self._there[index] = True
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

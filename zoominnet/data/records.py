@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -228,3 +228,12 @@ class Split:
     render: Callable[[ImageRecord], Tensor] | None = None
     image_root: Path | None = None
     max_pixels: int = MAX_PIXELS
+
+    def first(self, count: int) -> Split:
+        """The split with its first `count` records alone."""
+        return replace(self, records=self.records[:count])
+
+    @property
+    def generated(self) -> bool:
+        """Whether its records are made one by one as they are asked for, so that going through them all takes long."""
+        return self.render is not None

@@ -10,14 +10,17 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
+from zoominnet.command import StandingOutput
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import Split
 from zoominnet.engine.checkpoint import fsync
 
-CONFIG_FILE, DATA_FILE, RESULT_FILE, LOCK_FILE = "config.json", "data.json", "result.json", ".lock"
+CONFIG_FILE, DATA_FILE, RESULT_FILE = "config.json", "data.json", "result.json"
+LOCK_FILE, LOG_FILE = ".lock", "train.log"
 PARTS_FOLDER = "parts"
+GENERATED_SCENES_HASHED = 4
 
 
 def lock_folder(out: Path, *, new: bool) -> IO[str]:
@@ -53,6 +56,11 @@ def lock_folder(out: Path, *, new: bool) -> IO[str]:
     return lock
 
 
+def open_log(out: Path) -> IO[str]:
+    """The run's log, to append to line by line."""
+    return cast(IO[str], StandingOutput((out / LOG_FILE).open("a", encoding="utf-8", buffering=1), f"{out / LOG_FILE}"))
+
+
 def write_json(file: Path, content: object) -> None:
     """Written whole or not at all; its content is on the disk when this returns, its name once the folder is synced."""
     temporary = file.with_suffix(".writing")
@@ -78,6 +86,10 @@ def evaluation_command(config: TrainConfig, checkpoint: Path, image_root: Path |
     words += ["--data", config.data, "--split", config.val_split]
     if config.data == "synthetic":
         words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(config.seed)]
+        if config.synthetic_zoom != 1:
+            words += ["--synthetic-zoom", str(config.synthetic_zoom)]
+        if config.synthetic_classes != "visdrone":
+            words += ["--synthetic-classes", config.synthetic_classes]
     if config.data_format != "auto":
         words += ["--data-format", config.data_format]
     if config.images is not None:
@@ -90,15 +102,19 @@ def evaluation_command(config: TrainConfig, checkpoint: Path, image_root: Path |
 
 
 def describe_data(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """What a run is trained on, JSON-ready: by purpose of the split, its name, images, boxes and a SHA-256 of them all."""
+    """What a run is trained on, JSON-ready: by purpose of the split, its name, images, boxes and a SHA-256 of them all.
+
+    Of generated scenes the boxes are not counted, and the first few stand for all, which follow from the same seed.
+    """
     found = {}
     for purpose, split in splits.items():
         digest = hashlib.sha256(repr(split.class_names).encode())
-        for record in split.records:
+        records = split.records[:GENERATED_SCENES_HASHED] if split.generated else split.records
+        for record in records:
             digest.update(repr((record.image_id, record.width, record.height)).encode())
             for array in (record.boxes, record.labels, record.ignored, record.ignored_labels):
                 digest.update(array.tobytes())
-        boxes = sum(len(record.boxes) for record in split.records)
+        boxes = None if split.generated else sum(len(record.boxes) for record in records)
         found[purpose] = {
             "split": split.name,
             "images": len(split.records),
@@ -106,6 +122,11 @@ def describe_data(splits: Mapping[str, Split]) -> dict[str, Any]:
             "sha256": digest.hexdigest(),
         }
     return found
+
+
+def _images_of(data: dict[str, Any]) -> str:
+    boxes = "" if data["boxes"] is None else f" with {data['boxes']} boxes"
+    return f"{data['images']} images{boxes}"
 
 
 def changes_in_data(path: Path, now: dict[str, Any]) -> list[str]:
@@ -118,8 +139,7 @@ def changes_in_data(path: Path, now: dict[str, Any]) -> list[str]:
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
         return [
-            f"the {purpose} data have changed: {old['images']} images with {old['boxes']} boxes when the run began, "
-            f"{new['images']} with {new['boxes']} now"
+            f"the {purpose} data have changed: {_images_of(old)} when the run began, {_images_of(new)} now"
             for purpose, new in now.items()
             if (old := then[purpose])["sha256"] != new["sha256"]
         ]

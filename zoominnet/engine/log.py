@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from rich.console import Console
+from rich.control import Control
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+LOG_WIDTH = 120
 
 
 class RunLog:
@@ -140,6 +143,24 @@ class NoLog(RunLog):
         pass
 
 
+class LoggedConsole(Console):
+    """A console whose lines a file gets as well: all but progress bars.
+
+    Args:
+        console: where to write.
+        file: open; lines are appended.
+    """
+
+    def __init__(self, console: Console, file: IO[str]) -> None:
+        super().__init__(file=console.file, width=None if console.is_terminal else console.width, quiet=console.quiet)
+        self.log_file = Console(file=file, width=LOG_WIDTH)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not all(isinstance(each, Control) for each in objects):  # which rich draws its bars with
+            self.log_file.print(*objects, **options)
+        super().print(*objects, **options)
+
+
 class StepDisplay:
     """A live line on a terminal, a plain line every `every` steps elsewhere.
 
@@ -177,6 +198,11 @@ class StepDisplay:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """What goes on between two steps, on a terminal."""
+        if self._progress is not None:
+            self._progress.update(self._task, text=text)
 
     def update(self, step: int, text: str) -> None:
         """`step` steps are done; `text` tells of the last one."""

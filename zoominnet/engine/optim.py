@@ -1,4 +1,4 @@
-"""SGD and the learning rate as a pure function of the step."""
+"""The optimisers, and the learning rate as a pure function of the step."""
 
 from dataclasses import dataclass
 
@@ -48,11 +48,10 @@ class Schedule:
         return self.lr * self.decay_factor ** sum(step >= first for first in self.decay_steps)
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD over the parameters that train."""
-    return torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of --optimizer over the parameters that train."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate, decay = config.lr, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)

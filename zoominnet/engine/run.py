@@ -9,6 +9,7 @@ import platform
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ import rich.box
 import rich.markup
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 import zoominnet
@@ -31,15 +33,18 @@ from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.folder import (
     CONFIG_FILE,
     DATA_FILE,
+    LOG_FILE,
     RESULT_FILE,
     changes_in_data,
     describe_data,
     evaluation_command,
     lock_folder,
+    open_log,
     part_file,
     write_json,
 )
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
+from zoominnet.engine.log import LoggedConsole
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
 from zoominnet.models import TEACHER, RetinaNet, build_model, load_weights
@@ -99,7 +104,12 @@ class Run:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        self.console.print(self._header())
+        if self.ranks.first:
+            log = open_log(config.out)
+            self.console = LoggedConsole(self.console, log)
+            self.console.log_file.print(self._all_options())
+        for line in self._header():
+            self.say(line)
         for warning in launch_warnings():
             self.warn(warning)
         self._load_data()
@@ -116,7 +126,7 @@ class Run:
         best = self._train("student", config.student, config.epochs, teacher)
         student, _ = self._load(best)
         label = f"{config.student} + CSKD" if teacher is not None else config.student
-        rows["student"] = {"label": label, **describe(student), **self._validate(student).values}
+        rows["student"] = {"label": label, **describe(student), **self._measure(student, "the student").values}
         result = {
             "config": config.as_dict(),
             "checkpoint": str(best),
@@ -148,25 +158,41 @@ class Run:
             fsync(out)
         self.ranks.mark_begun()
 
-    def _header(self) -> Table:
-        """Versions, device, seed, the backend of each op, and every option."""
+    def _header(self) -> list[str]:
+        """What matters most of a run, and where the rest is."""
         config, device = self.config, self.device
-        table = Table(title=f"zoominnet {zoominnet.__version__}", box=rich.box.SIMPLE, show_header=False)
-        packages = ("torch", "torchvision", "triton", "numpy")
-        versions = [f"python {platform.python_version()}", *(f"{name} {installed_version(name)}" for name in packages)]
-        table.add_row("versions", ", ".join(versions))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        table.add_row("device", f"{device} ({name}), amp {config.amp}")
+        teacher = f"teacher {'trained first' if config.teacher == 'train' else config.teacher}, at {config.teacher_size} px"
+        backends = {
+            backend: ", ".join(op for op, own in self.backends.items() if own == backend)
+            for backend in dict.fromkeys(self.backends.values())
+        }
+        kernels = (
+            next(iter(backends)) if len(backends) == 1 else ", ".join(f"{b}: {ops}" for b, ops in backends.items())
+        )
+        lines = [
+            f"zoominnet {zoominnet.__version__} on {device} ({name}), torch {installed_version('torch')}, amp {config.amp}",
+            f"  student   {config.student} on {config.backbone} at {config.image_size} px, "
+            f"{teacher if config.uses_teacher else 'without a teacher'}",
+            f"  data      {config.data}",
+            f"  schedule  {config.epochs} epochs of batches of {config.batch_size}, {config.optimizer} at {config.lr:g}, "
+            f"seed {config.seed}, profile {config.profile}",
+            f"  kernels   {kernels}",
+            f"  all else  {config.out / CONFIG_FILE}, {config.out / LOG_FILE}",
+        ]
         if self.ranks.size > 1:
             share = config.batch_size // self.ranks.size
-            table.add_row("processes", f"{self.ranks.size}, each {share} of the {config.batch_size} images of a batch")
-        table.add_row("kernels", ", ".join(f"{op}: {backend}" for op, backend in self.backends.items()))
-        table.add_row("profile", config.profile)
-        table.add_row("seed", str(config.seed))
-        hidden = ("profile", "seed", "device", "amp", "debug", "resume")
-        options = ", ".join(f"{k}={v}" for k, v in config.as_dict().items() if k not in hidden)
-        table.add_row("options", rich.markup.escape(options))
-        return table
+            lines.append(f"  processes {self.ranks.size}, each {share} of the {config.batch_size} images of a batch")
+        return lines
+
+    def _all_options(self) -> str:
+        """Versions, the backend of each op and every option, a line each."""
+        packages = ("torch", "torchvision", "triton", "numpy")
+        versions = [f"python {platform.python_version()}", *(f"{name} {installed_version(name)}" for name in packages)]
+        backends = ", ".join(f"{op}: {backend}" for op, backend in self.backends.items())
+        begun = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
+        options = (f"  {name}={value}" for name, value in self.config.as_dict().items())
+        return rich.markup.escape("\n".join((f"{begun} {', '.join(versions)}", f"kernels {backends}", *options)))
 
     def _load_data(self) -> None:
         config = self.config
@@ -186,11 +212,24 @@ class Run:
         self.left_out = {"training": left_out_of(train), "validation": left_out_of(val)}
         self.parts = (train, val) if config.val_fraction is not None else ()
         self.train_set = DetectionDataset(
-            train, config.teacher_size, flip=True, seed=config.seed, resize=config.resize, strict=config.strict
+            train,
+            config.teacher_size,
+            flip=True,
+            seed=config.seed,
+            resize=config.resize,
+            strict=config.strict,
+            cache=config.cache,
         )
-        self.val = dataclasses.replace(val, records=val.records[: config.val_images])
+        self.val = val if config.val_images is None else val.first(config.val_images)
 
-    def _validate(self, model: RetinaNet, after_batch: Callable[[], None] = lambda: None) -> Validation:
+    def _measure(self, model: RetinaNet, name: str) -> Validation:
+        """As :meth:`_validate`, with a bar of its own."""
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(f"measuring {name}", total=len(self.val.records))
+            return self._validate(model, lambda done, images: progress.update(task, completed=done))
+
+    def _validate(self, model: RetinaNet, after_batch: Callable[[int, int], None]) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
         found, undecodable = predict_split(
@@ -202,7 +241,7 @@ class Run:
             resize=config.resize,
             strict=config.strict,
             ranks=self.ranks,
-            progress=lambda done: after_batch(),
+            progress=lambda done: after_batch(done, len(val.records)),
         )
         if undecodable:
             self.warn(undecodable_warning(undecodable, len(val.records)))
@@ -247,7 +286,9 @@ class Run:
         )
         model.set_kernel_backend(self._backend)
         if config.weights != "none":
-            for line in load_weights(model, config.weights).lines():
+            with self.console.status(f"loading weights {config.weights}", spinner="line"):
+                report = load_weights(model, config.weights)
+            for line in report.lines():
                 self.say(f"{name}: {line}")
         if (warning := self.ranks.synchronise_batchnorm(model)) is not None:
             self.warn(f"{name}: {warning}")
@@ -296,7 +337,7 @@ class Run:
             check_teacher_fits(config, info, self.train_set.split.class_names)
         if not config.check_teacher:
             return teacher
-        scores = self._validate(teacher).values
+        scores = self._measure(teacher, "the teacher").values
         rows["teacher"] = {"label": "teacher", **describe(teacher), **scores}
         ap: float | None = scores["AP"]
         if ap is None:

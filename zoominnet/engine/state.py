@@ -16,6 +16,9 @@ from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.watchers.interface import Watcher, whole_number
 from zoominnet.models import RetinaNet
 
+FILE_NAMES = {"momentum_buffer": "momentum", "step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+"""What checkpoints call the optimisers' tensors."""
+
 
 class TrainingState:
     """Model, optimiser, loss scaler, position and watchers.
@@ -42,9 +45,10 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Of the optimiser and the watchers; the model's own are its state dict."""
         found = {
-            f"momentum.{i}": self.optimizer.state[parameter]["momentum_buffer"]
+            f"{FILE_NAMES[name]}.{i}": tensor
             for i, parameter in enumerate(self._parameters())
-            if "momentum_buffer" in self.optimizer.state[parameter]
+            for name, tensor in self.optimizer.state[parameter].items()
+            if tensor is not None
         }
         for watcher in self.watchers:
             found |= {f"{type(watcher).__name__}.{name}": tensor for name, tensor in watcher.tensors().items()}
@@ -71,7 +75,7 @@ class TrainingState:
         for watcher in self.watchers:
             prefix = f"{type(watcher).__name__}."
             watcher.load_tensors({n.removeprefix(prefix): rest.pop(n) for n in tensors if n.startswith(prefix)})
-        self._load_momentum(rest)
+        self._load_optimizer(rest)
         self.scaler.load_state_dict(dict(values["scaler"]))
         self.step, self.log_bytes = whole_number(values, "step"), whole_number(values, "log_bytes")
         if self.step > self.total_steps:
@@ -83,17 +87,26 @@ class TrainingState:
     def _parameters(self) -> list[Tensor]:
         return self.optimizer.param_groups[0]["params"]
 
-    def _load_momentum(self, tensors: Mapping[str, Tensor]) -> None:
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = self._parameters()
-        unknown = tensors.keys() - {f"momentum.{i}" for i in range(len(parameters))}
-        if unknown or len(tensors) not in (0, len(parameters)):
-            raise ValueError(f"{len(tensors)} momentum tensors for {len(parameters)} parameters")
-        for i, parameter in enumerate(parameters):
-            if (momentum := tensors.get(f"momentum.{i}")) is not None:
-                if momentum.shape != parameter.shape or momentum.dtype != parameter.dtype:
-                    raise ValueError(f"momentum {i} is {momentum.dtype} {tuple(momentum.shape)}")
-                # in the layout that it has in a run without a stop, or a GPU would update the weights one by one
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        names = (
+            {"momentum_buffer"} if isinstance(self.optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+        )
+        expected = {f"{FILE_NAMES[name]}.{i}": (i, name) for i in range(len(parameters)) for name in names}
+        if tensors and tensors.keys() != expected.keys():
+            raise ValueError(f"{len(tensors)} tensors of the optimizer, {len(expected)} are needed")
+        for key, tensor in tensors.items():
+            i, name = expected[key]
+            parameter = parameters[i]
+            if name == "step":
+                if tensor.shape or tensor.dtype != torch.float32:
+                    raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}")
+                self.optimizer.state[parameter][name] = tensor.clone()
+                continue
+            if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+                raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}")
+            # in the layout that it has in a run without a stop, or a GPU would update the weights one by one
+            self.optimizer.state[parameter][name] = torch.empty_like(parameter).copy_(tensor)
 
 
 def restore(state: TrainingState, folder: Path, phase: str, ranks: Ranks, console: Console) -> bool:

@@ -55,7 +55,8 @@ class Phase:
         model: on its device.
         distiller: the teacher to learn from, or None.
         train_set: at the teacher's size.
-        validate: measures the model on the validation split, and calls its second argument after every batch.
+        validate: measures the model on the validation split; calls its second argument after every batch with the number of
+            images done and of all.
         folder: of this phase; holds ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         console: where to write.
         ranks: the processes that train it together.
@@ -69,7 +70,7 @@ class Phase:
         model: RetinaNet,
         distiller: Distiller | None,
         train_set: DetectionDataset,
-        validate: Callable[[RetinaNet, Callable[[], None]], Validation],
+        validate: Callable[[RetinaNet, Callable[[int, int], None]], Validation],
         folder: Path,
         console: Console,
         ranks: Ranks,
@@ -138,7 +139,7 @@ class Phase:
                     if not self.state.validation_due:
                         self._run_epoch(log, writer, display)
                     if self.state.validation_due:
-                        self._run_validation(log, writer)
+                        self._run_validation(log, writer, display)
                 for watcher in self.watchers:
                     watcher.end(self.step)
                 writer.wait()
@@ -201,17 +202,18 @@ class Phase:
         """One optimiser step on this rank's share of a batch; `measure` tells whether its values are logged."""
         return self.update(self.module, self.step, batch, measure, self.received)
 
-    def _run_validation(self, log: RunLog, writer: CheckpointWriter) -> None:
+    def _run_validation(self, log: RunLog, writer: CheckpointWriter, display: StepDisplay) -> None:
         """Measures the model and saves it; when a stop signal comes, saves it unmeasured."""
 
-        def check() -> None:
+        def check(done: int, images: int) -> None:
+            display.note(f"validating {done}/{images} images")
             self.stop = self.stop if self.stop is not None else agreed_stop(self.received, self.ranks)
             if self.stop is not None:
                 raise _ValidationStopped
 
         try:
             with ExitStack() as around:
-                check()
+                check(0, 0)
                 self.ranks.share_buffers(self.model)
                 for watcher in self.watchers:
                     around.enter_context(watcher.around_validation())

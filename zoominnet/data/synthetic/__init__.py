@@ -1,4 +1,4 @@
-"""Synthetic drone scenes: VisDrone's ten classes on textured ground, made on the fly from a seed.
+"""Synthetic drone scenes: VisDrone's ten classes, or four groups of them, on textured ground, made on the fly from a seed.
 
 A scene is a small world (roads, car parks, squares, fields, houses, and the solids of `models`) seen by a tilted
 camera. What sets look-alike classes apart, such as walking or sitting, a load or a roof, panels or windows, is 2 to
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import overload
+from typing import Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -25,8 +25,18 @@ from zoominnet.data.synthetic.geometry import REFERENCE_PX
 from zoominnet.data.synthetic.layout import MIN_OBJECTS, Scene, make_scene
 from zoominnet.data.synthetic.render import render
 
-__all__ = ["SyntheticScenes"]
+__all__ = ["MAX_ZOOM", "SyntheticClasses", "SyntheticScenes"]
 
+SyntheticClasses = Literal["visdrone", "grouped"]
+"""What is told apart: VisDrone's ten classes, or the four groups `GROUPS`."""
+GROUPS = {
+    "person": ("pedestrian", "people"),
+    "cycle": ("bicycle", "motor", "tricycle", "awning-tricycle"),
+    "car": ("car", "van"),
+    "truck or bus": ("truck", "bus"),
+}
+MAX_ZOOM = 6.0
+"""At a larger one a bus would not fit into the image."""
 EMPTY_SHARE = 0.03
 """Share of the images that have no objects."""
 _LAYOUT, _PIXELS = 11, 12  # purposes of random streams, see plan.keyed_rng
@@ -40,27 +50,42 @@ class SyntheticScenes(Sequence[ImageRecord]):
 
     Args:
         num_images: 1 or more.
-        size: side of the square images, px, 32 or more. Objects measure 3 to 60 px at 512, in proportion elsewhere.
+        size: side of the square images, px, 32 or more.
         seed: 0 or greater.
         split: its name; splits of different names share no scene.
         density: of the objects, 0.05 to 1; at 1 there are 20 to 500 in an image, but none in about 3 % of the images.
+        zoom: of the camera, 1 to `MAX_ZOOM`. It sees 1 / zoom of the field: objects measure 3 * zoom to 60 * zoom px at
+            512 px, in proportion elsewhere, and there are about 1 / zoom as many, but for want of room.
+        classes: see `SyntheticClasses`.
 
     Raises:
         ValueError: an argument out of range.
     """
 
     def __init__(
-        self, num_images: int, *, size: int = REFERENCE_PX, seed: int = 0, split: str = "train", density: float = 1.0
+        self,
+        num_images: int,
+        *,
+        size: int = REFERENCE_PX,
+        seed: int = 0,
+        split: str = "train",
+        density: float = 1.0,
+        zoom: float = 1.0,
+        classes: SyntheticClasses = "visdrone",
     ) -> None:
-        if num_images < 1 or size < 32 or seed < 0 or not 0.05 <= density <= 1:
+        if num_images < 1 or size < 32 or seed < 0 or not 0.05 <= density <= 1 or not 1 <= zoom <= MAX_ZOOM:
             raise ValueError(
-                f"SyntheticScenes: needs num_images >= 1, size >= 32 px, seed >= 0 and a density of 0.05 to 1; "
-                f"got {num_images}, {size}, {seed} and {density}"
+                "SyntheticScenes: needs num_images >= 1, size >= 32 px, seed >= 0, a density of 0.05 to 1 and a zoom of "
+                f"1 to {MAX_ZOOM:g}; got {num_images}, {size}, {seed}, {density} and {zoom}"
             )
+        if classes not in get_args(SyntheticClasses):
+            raise ValueError(f"SyntheticScenes: classes are {' or '.join(get_args(SyntheticClasses))}, got {classes!r}")
         self.num_images = num_images
         self.size = size
         self.name = split
-        self.density = density
+        self.density, self.zoom = density, zoom
+        self.class_names = tuple(GROUPS) if classes == "grouped" else VISDRONE_CLASSES
+        self._label_of = np.array([_group_of(name) for name in VISDRONE_CLASSES] if classes == "grouped" else range(10))
         self._key = (seed, zlib.crc32(split.encode()))
         self._records: dict[int, ImageRecord] = {}
         self._latest: tuple[int, Scene] | None = None
@@ -89,8 +114,8 @@ class SyntheticScenes(Sequence[ImageRecord]):
         return Split(
             name=self.name,
             records=self,
-            class_names=VISDRONE_CLASSES,
-            category_ids=tuple(range(1, len(VISDRONE_CLASSES) + 1)),
+            class_names=self.class_names,
+            category_ids=tuple(range(1, len(self.class_names) + 1)),
             report=DataReport(),
             render=self.render,
         )
@@ -110,8 +135,8 @@ class SyntheticScenes(Sequence[ImageRecord]):
         rng = keyed_rng(_LAYOUT, *self._key, index)
         empty = bool(rng.random() < EMPTY_SHARE)
         while True:
-            scene = make_scene(rng, density=self.density, empty=empty)
-            if empty or len(scene.labels) >= round(self.density * MIN_OBJECTS):
+            scene = make_scene(rng, density=self.density, empty=empty, zoom=self.zoom)
+            if empty or len(scene.labels) >= max(1, round(self.density * MIN_OBJECTS / self.zoom**2)):
                 return scene  # else this camera saw too little
 
     def _make_record(self, index: int) -> ImageRecord:
@@ -124,7 +149,11 @@ class SyntheticScenes(Sequence[ImageRecord]):
             width=self.size,
             height=self.size,
             boxes=boxes[annotated],
-            labels=scene.labels[annotated],
+            labels=self._label_of[scene.labels[annotated]],
             ignored=scene.ignored * np.float32(self.size),
             ignored_labels=np.full(len(scene.ignored), ANY_CLASS, dtype=np.int64),
         )
+
+
+def _group_of(name: str) -> int:
+    return next(label for label, names in enumerate(GROUPS.values()) if name in names)

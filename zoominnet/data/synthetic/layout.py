@@ -182,28 +182,30 @@ _IN_CAR_PARKS = {"car": 66, "van": 16, "truck": 8, "bus": 5, "tricycle": 2, "con
 _ON_GREEN = {"pedestrian": 40, "people": 25, "bicycle": 5, "tricycle": 4, "truck": 3, "digger": 3, "clutter": 20}
 
 
-def make_scene(rng: np.random.Generator, *, density: float, empty: bool) -> Scene:
+def make_scene(rng: np.random.Generator, *, density: float, empty: bool, zoom: float = 1.0) -> Scene:
     """Draws a scene.
 
     Args:
         density: scales the number of objects that is aimed at; the world may have room for fewer.
         empty: without any object to annotate and without ignored regions.
+        zoom: of the camera, 1 or more: it sees 1 / zoom of the field, and objects are `zoom` times as large.
     """
-    camera, ground = _draw_camera(rng), _draw_ground(rng)
-    spots, props = _candidates(rng, camera, ground)
+    camera, ground = _draw_camera(rng, zoom), _draw_ground(rng)
+    spots, props = _candidates(rng, camera, ground, zoom)
     regions = _draw_regions(rng, 0 if empty else int(rng.choice(4, p=(0.45, 0.3, 0.15, 0.1))))
     if empty:
         spots = spots.take(np.isin(spots.kinds, [_KIND_INDEX["clutter"], _KIND_INDEX["container"]]))
+    density /= zoom  # of what is in view; a field of 1 / zoom**2 of the area is then `zoom` times as crowded
     wish = np.exp(rng.normal(np.log(90 * density), 0.85))
     target = int(np.clip(wish, 1.3 * density * MIN_OBJECTS, 0.95 * density * MAX_OBJECTS))
-    objects = _make_objects(rng, camera, _choose_spots(rng, camera, spots, regions, target), props)
+    objects = _make_objects(rng, camera, _choose_spots(rng, camera, spots, regions, target, zoom), props)
     polygons = place_polygons(camera, objects)
 
     boxes = extents(polygons, len(objects))
     inside = np.clip(boxes, 0, 1)
     sides = inside[:, 2:] - inside[:, :2]
     share_inside = sides.prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    fits = (sides >= MIN_SIDE).all(axis=1) & (sides <= MAX_SIDE).all(axis=1) & (share_inside >= MIN_INSIDE)
+    fits = ((sides >= zoom * MIN_SIDE) & (sides <= zoom * MAX_SIDE)).all(axis=1) & (share_inside >= MIN_INSIDE)
     is_clutter = objects.labels == CLUTTER
     in_region = _inside((boxes[:, :2] + boxes[:, 2:]) / 2, regions)
     stays = is_clutter | in_region | fits
@@ -224,13 +226,13 @@ def make_scene(rng: np.random.Generator, *, density: float, empty: bool) -> Scen
     )
 
 
-def _draw_camera(rng: np.random.Generator) -> Camera:
-    """A camera 20 to 190 m up; nothing of the sky is in view."""
+def _draw_camera(rng: np.random.Generator, zoom: float) -> Camera:
+    """A camera 20 to 190 m up, whatever its zoom; nothing of the sky is in view."""
     focal = rng.uniform(0.9, 1.7)
     lowest = np.arctan(0.5 / focal) + np.radians(13)
     pitch = lowest + (np.radians(86) - lowest) * rng.beta(1.1, 1.6)
     roll = np.radians(rng.normal(0, 1.5))
-    metre = np.exp(rng.uniform(np.log(4.5), np.log(13))) / REFERENCE_PX  # in the middle of the image
+    metre = np.exp(rng.uniform(np.log(4.5), np.log(13))) / REFERENCE_PX  # in the middle of the image, without zoom
     forward = np.array([0, np.cos(pitch), -np.sin(pitch)])
     right, up = np.array([1, 0, 0]), np.array([0, np.sin(pitch), np.cos(pitch)])
     cos, sin = np.cos(roll), np.sin(roll)
@@ -239,7 +241,7 @@ def _draw_camera(rng: np.random.Generator) -> Camera:
         right=(cos * right + sin * up).astype(np.float32),
         up=(cos * up - sin * right).astype(np.float32),
         forward=forward.astype(np.float32),
-        focal=focal,
+        focal=zoom * focal,
     )
 
 
@@ -281,6 +283,10 @@ class _Spots(Arrays):
     x: np.ndarray
     y: np.ndarray
     yaw: np.ndarray
+
+    @classmethod
+    def none(cls) -> _Spots:
+        return cls(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros(0))
 
     @classmethod
     def join(cls, spots: Sequence[_Spots]) -> _Spots:
@@ -394,11 +400,11 @@ def _cell_props(rng: np.random.Generator, cover: int, size: float, angle: float)
     return props
 
 
-def _candidates(rng: np.random.Generator, camera: Camera, ground: Ground) -> tuple[_Spots, list[_Prop]]:
+def _candidates(rng: np.random.Generator, camera: Camera, ground: Ground, zoom: float) -> tuple[_Spots, list[_Prop]]:
     """Everything that could stand in or near the view: far more spots than will be taken, and all props."""
     corners_x, corners_y, _ = camera.ground_at(np.array([0.0, 1, 0, 1]), np.array([0.0, 0, 1, 1]))
     reach = float(min(150, np.hypot(corners_x, corners_y).max()))
-    spots, props = [], []
+    spots, props = [_Spots.none()], []
     for road in ground.roads:
         if abs(road.offset) < reach:
             spots += _road_spots(rng, road, reach)
@@ -406,7 +412,7 @@ def _candidates(rng: np.random.Generator, camera: Camera, ground: Ground) -> tup
     size, angle = ground.cell_size, ground.roads[0].angle
     span = np.arange(-int(reach / size) - 1, int(reach / size) + 1)
     columns, rows = (axis.ravel() for axis in np.meshgrid(span, span))
-    seen = _in_view(camera, *rotate((columns + 0.5) * size, (rows + 0.5) * size, angle), margin=0.35)
+    seen = _in_view(camera, *rotate((columns + 0.5) * size, (rows + 0.5) * size, angle), margin=0.35 * zoom)
     for column, row in zip(columns[seen].tolist(), rows[seen].tolist(), strict=True):
         cover = int(ground.covers[row % GRID, column % GRID])
         cell = _cell_spots(rng, cover, size, angle)
@@ -437,7 +443,9 @@ def _inside(points: np.ndarray, regions: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _choose_spots(rng: np.random.Generator, camera: Camera, spots: _Spots, regions: np.ndarray, target: int) -> _Spots:
+def _choose_spots(
+    rng: np.random.Generator, camera: Camera, spots: _Spots, regions: np.ndarray, target: int, zoom: float
+) -> _Spots:
     """Takes spots at random, none overlapping, until about `target` objects stand, and crowds the regions."""
     spots = spots.take(rng.permutation(len(spots.kinds)))
     spots = spots.take(_in_view(camera, spots.x, spots.y, margin=0.02))
@@ -445,7 +453,7 @@ def _choose_spots(rng: np.random.Generator, camera: Camera, spots: _Spots, regio
     image, depth = camera.project_ground(spots.x, spots.y)
     metre = camera.focal / depth
     in_region = _inside(image, regions)
-    fits = (lengths * metre < 1.5 * MAX_SIDE) & (in_region | (widths * metre > 0.8 * MIN_SIDE))
+    fits = (lengths * metre < 1.5 * zoom * MAX_SIDE) & (in_region | (widths * metre > 0.8 * zoom * MIN_SIDE))
     # A footprint is the set of 0.7 m tiles of the ground that points spread over it fall on, each as one integer.
     u, v = (axis.ravel() for axis in np.meshgrid(np.linspace(-0.5, 0.5, 15), np.linspace(-0.5, 0.5, 5)))
     offset_x, offset_y = lengths[:, None] * u, widths[:, None] * v

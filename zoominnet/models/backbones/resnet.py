@@ -5,11 +5,29 @@ from collections.abc import Callable
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
 
 from zoominnet.models.interfaces import Backbone
 
+
+def narrow_resnet(blocks: int, width: int) -> ResNet:
+    """A torchvision ResNet of `blocks` basic blocks a stage, with `width` channels in the first instead of 64."""
+    resnet = ResNet(BasicBlock, [blocks] * 4)
+    resnet.conv1, resnet.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width)
+    resnet.inplanes = width
+    for stage in range(4):
+        planes, stride = width << stage, 1 if stage == 0 else 2
+        setattr(resnet, f"layer{stage + 1}", resnet._make_layer(BasicBlock, planes, blocks, stride))
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return resnet
+
+
 RESNETS: dict[str, Callable[..., ResNet]] = {
-    name: getattr(torchvision.models, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+    **{name: getattr(torchvision.models, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
+    "resnet10-quarter": lambda weights: narrow_resnet(1, 16),
+    "resnet18-quarter": lambda weights: narrow_resnet(2, 16),
 }
 WITH_BOTTLENECKS = ("resnet50", "resnet101")
 """Of them those whose blocks have 1x1 convolutions."""
@@ -38,8 +56,9 @@ class ResNetStages(Backbone):
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        expansion = resnet.fc.in_features // 512
-        self.channels = (64 * expansion, 128 * expansion, 256 * expansion, 512 * expansion)
+        expansion = type(resnet.layer1[0]).expansion
+        first = resnet.conv1.out_channels * expansion
+        self.channels = (first, 2 * first, 4 * first, 8 * first)
         if stride_in_1x1:
             if expansion == 1:
                 raise ValueError(f"stride_in_1x1: {name} has no bottleneck blocks, so no 1x1 convolution to stride")

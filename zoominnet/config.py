@@ -42,6 +42,7 @@ MAX_WORKERS, MAX_SECONDS = 1024, 1_000_000
 MAY_CHANGE = object()
 """Beside an option that does not change what a run computes: --resume takes another value."""
 Profile = Literal["paper", "repo", "wang2019", "demo"]
+NO_STUDENT = "none"
 AtLeast1 = Annotated[int, at_least(1)]
 AtLeast1OrNone = Annotated[int | None, at_least(1)]
 
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     DistillSite: TypeAlias = str
     MaskBoxes: TypeAlias = str
 else:  # an entry of a dictionary is a choice of its option
-    Student = Literal[tuple(STUDENTS)]
+    Student = Literal[(*STUDENTS, NO_STUDENT)]
     Backbone = Literal[tuple(BACKBONES)]
     Neck = Literal[tuple(NECKS)]
     Assigner = Literal[tuple(ASSIGNERS)]
@@ -125,7 +126,7 @@ class TrainConfig:
     half inside train nothing."""
 
     student: Student = "fa"
-    """Student architecture (paper, Table 3)."""
+    """Student architecture (paper, Table 3). none: train the teacher alone, for other runs to take by --teacher."""
     la_predictor: LaPredictor = "phase"
     """How `la` predicts from its towers. plain: convolve the upsampled map, as the paper. phase: the same values but for
     rounding, from the small map, with 2.25 times fewer multiply-adds. The weights are the same."""
@@ -263,7 +264,8 @@ class TrainConfig:
 
     def input_size(self, model: str) -> int:
         """Side of the input of one of `ARCHITECTURES` in this run, px."""
-        return self.image_size * ARCHITECTURES[self.student].input_divisor // ARCHITECTURES[model].input_divisor
+        divisor = 2 if self.student == NO_STUDENT else ARCHITECTURES[self.student].input_divisor
+        return self.image_size * divisor // ARCHITECTURES[model].input_divisor
 
     @property
     def teacher_size(self) -> int:
@@ -277,7 +279,7 @@ class TrainConfig:
 
     @property
     def uses_teacher(self) -> bool:
-        return self.distill and self.lambda_distill != 0
+        return self.distill and self.lambda_distill != 0 and self.student != NO_STUDENT
 
     def distill_options(self) -> DistillOptions:
         return DistillOptions(
@@ -309,12 +311,13 @@ class TrainConfig:
                 f"--stride-in-1x1 True: {self.backbone} has no bottlenecks; leave it out, or choose "
                 f"{' or '.join(WITH_BOTTLENECKS)}"
             )
-        multiple = ARCHITECTURES[self.student].distill_size_multiple
-        if self.uses_teacher and self.image_size % multiple:
+        if self.uses_teacher and self.image_size % (multiple := ARCHITECTURES[self.student].distill_size_multiple):
             raise ConfigError(
                 f"--image-size: {self.image_size} is not a multiple of {multiple}, as distillation into "
                 f"{self.student!r} needs: twice its deepest map must be the teacher's"
             )
+        if self.student == NO_STUDENT and self.teacher != "train":
+            raise ConfigError(f"--student none: nothing is left to train with --teacher {self.teacher}; leave one out")
         if self.mask_scope == "all" and self.mask_boxes == "best-level":
             raise ConfigError("--mask-scope all and --mask-boxes best-level exclude each other; choose one")
         if self.verify_kernels and not self.fused_kernels:

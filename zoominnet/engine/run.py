@@ -23,7 +23,7 @@ from rich.table import Table
 
 import zoominnet
 from zoominnet.command import check_same_classes, installed_version, left_out_of, open_data, open_parts
-from zoominnet.config import ConfigError, TrainConfig
+from zoominnet.config import NO_STUDENT, ConfigError, TrainConfig
 from zoominnet.data import DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
@@ -123,10 +123,13 @@ class Run:
             self.warn(f"--teacher {config.teacher}: not used, for nothing is distilled")
         if config.uses_teacher:
             teacher = self._obtain_teacher(rows)
-        best = self._train("student", config.student, config.epochs, teacher)
-        student, _ = self._load(best)
-        label = f"{config.student} + CSKD" if teacher is not None else config.student
-        rows["student"] = {"label": label, **describe(student), **self._measure(student, "the student").values}
+        if config.student == NO_STUDENT:
+            name, label, best = "teacher", "teacher", self._train_teacher()
+        else:
+            name, label = "student", f"{config.student} + CSKD" if teacher is not None else config.student
+            best = self._train(name, config.student, config.epochs, teacher)
+        model, _ = self._load(best)
+        rows[name] = {"label": label, **describe(model), **self._measure(model, f"the {name}").values}
         result = {
             "config": config.as_dict(),
             "checkpoint": str(best),
@@ -137,7 +140,7 @@ class Run:
         if self.ranks.first:
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         self.console.print(self._summary(rows))
-        self.say(f"student: {best}\nresult:  {file}")
+        self.say(f"{name}: {best}\nresult:  {file}")
         image_root = self.val.image_root if self.parts else None
         self.say(f"next:    {evaluation_command(config, best, image_root)}")
         return result
@@ -162,7 +165,9 @@ class Run:
         """What matters most of a run, and where the rest is."""
         config, device = self.config, self.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-        teacher = f"teacher {'trained first' if config.teacher == 'train' else config.teacher}, at {config.teacher_size} px"
+        teacher = (
+            f"teacher {'trained first' if config.teacher == 'train' else config.teacher}, at {config.teacher_size} px"
+        )
         backends = {
             backend: ", ".join(op for op, own in self.backends.items() if own == backend)
             for backend in dict.fromkeys(self.backends.values())
@@ -170,10 +175,11 @@ class Run:
         kernels = (
             next(iter(backends)) if len(backends) == 1 else ", ".join(f"{b}: {ops}" for b, ops in backends.items())
         )
+        student = f"{config.student} on {config.backbone} at {config.image_size} px, "
         lines = [
             f"zoominnet {zoominnet.__version__} on {device} ({name}), torch {installed_version('torch')}, amp {config.amp}",
-            f"  student   {config.student} on {config.backbone} at {config.image_size} px, "
-            f"{teacher if config.uses_teacher else 'without a teacher'}",
+            f"  models    {'' if config.student == NO_STUDENT else student}"
+            f"{teacher if config.uses_teacher or config.student == NO_STUDENT else 'without a teacher'}",
             f"  data      {config.data}",
             f"  schedule  {config.epochs} epochs of batches of {config.batch_size}, {config.optimizer} at {config.lr:g}, "
             f"seed {config.seed}, profile {config.profile}",
@@ -327,11 +333,14 @@ class Run:
             )
         return best
 
+    def _train_teacher(self) -> Path:
+        return self._train("teacher", TEACHER, self.config.teacher_epochs or self.config.epochs, None)
+
     def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:
         """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""
         config = self.config
         if config.teacher == "train":
-            teacher, info = self._load(self._train("teacher", TEACHER, config.teacher_epochs or config.epochs, None))
+            teacher, info = self._load(self._train_teacher())
         else:
             teacher, info = self._load(Path(config.teacher))
             check_teacher_fits(config, info, self.train_set.split.class_names)

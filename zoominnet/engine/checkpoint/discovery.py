@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,17 @@ def find_model_file(path: Path) -> Path:
     for candidate in (path / "checkpoints", path / "student" / "checkpoints", path):
         if list_checkpoints(candidate):
             return best_checkpoint(candidate) / MODEL
+    if _holds_a_teacher_alone(path):
+        return best_checkpoint(path / "teacher" / "checkpoints") / MODEL
     what = "no such file or folder" if not path.exists() else "holds no checkpoint"
     raise CheckpointError(f"{path}: {what}; give a run folder, a checkpoint folder or a model.safetensors file")
+
+
+def _holds_a_teacher_alone(path: Path) -> bool:
+    """Whether `path` is a run of --student none, whose teacher is its result."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))["student"] == "none"
+    return False
 
 
 def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:

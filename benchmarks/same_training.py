@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = (
-    "--profile demo --deterministic --synthetic-images 16 4 --workers 0 --image-size 128 --batch-size 2 --log-every 1 "
+    "--ignored honour --backbone resnet18 --weights none --channels 64 --lr 0.02 --decay-at 0.7 0.9 --clip-grad-norm 10 "
+    "--epochs 4 --deterministic --synthetic-images 16 4 --workers 0 --image-size 128 --batch-size 2 --log-every 1 "
     "--device cpu"
 )
 CASES = {

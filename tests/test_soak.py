@@ -13,12 +13,14 @@ import psutil
 import pytest
 import torch
 from devices import on_gpu
+from small_run import SMALL_RUN
 
 from zoominnet.engine.trainer import Phase
 from zoominnet.train import main as train_main
 
 OPTIONS = [
-    *("--profile", "demo", "--synthetic-images", "8", "2", "--image-size", "64", "--batch-size", "1"),
+    *SMALL_RUN,
+    *("--synthetic-images", "8", "2", "--image-size", "64", "--batch-size", "1"),
     *(
         "--student",
         "snet",

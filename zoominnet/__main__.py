@@ -7,8 +7,13 @@ COMMANDS = {
     "train": "train a teacher and distil a student",
     "evaluate": "measure a trained model: COCO and VisDrone protocols, speed, size",
     "data": "check or convert a data set",
+    "models": "the models that come with the package",
+    "demo": "minutes on a laptop: a teacher, a student without and with distillation, and what they find",
     "doctor": "what this installation can run, what it cannot, and the remedy",
 }
+
+PACKAGES = {"data", "models"}
+"""Of them, those whose command is a package's `__main__`."""
 
 
 def main() -> int:
@@ -16,7 +21,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
-        module = importlib.import_module(f"zoominnet.{name}.__main__" if name == "data" else f"zoominnet.{name}")
+        module = importlib.import_module(f"zoominnet.{name}{'.__main__' if name in PACKAGES else ''}")
         sys.argv[0] = f"zoominnet {name}"
         return int(module.main(arguments[1:]))
     help_asked = arguments in (["-h"], ["--help"])

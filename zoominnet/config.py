@@ -135,8 +135,8 @@ class TrainConfig:
     neck: Neck = "fpn"
     """What makes the pyramid of teacher and student (paper: FPN)."""
     weights: str = "imagenet"
-    """Initial weights: a .safetensors/.pth file, "imagenet" or "coco" (torchvision's, downloaded), a torchvision enum's
-    name, or "none". Paper: ImageNet; repo: COCO RetinaNet."""
+    """Initial weights: a .safetensors/.pth file, a shipped model (see `zoominnet models`), "imagenet" or "coco"
+    (torchvision's, downloaded), a torchvision enum's name, or "none". Paper: ImageNet; repo: COCO RetinaNet."""
     stride_in_1x1: bool | None = None
     """Bottlenecks stride in their 1x1 convolution, as Caffe-style weights need. None: as the weights file says, else
     False (torchvision)."""
@@ -181,6 +181,9 @@ class TrainConfig:
     """Mean and std of AKDP over one level, over all levels together, or over one level for each box alone."""
     mask_boxes: MaskBoxes = "all"
     """Every box makes a mask at every level, or only at the level where it fits an anchor best."""
+    distill_normalise: bool = False
+    """Compare maps of which each channel has mean 0 and variance 1 over the batch (PKD), so that no level and no teacher
+    outweighs the rest by the mere size of its values (paper: no)."""
     distill_channels: Literal["sum", "mean"] = "sum"
     """Reduction of the squared difference over the channels (paper, Eq. 20: sum)."""
     distill_levels: Literal["sum", "mean"] = "sum"
@@ -246,6 +249,8 @@ class TrainConfig:
     """With --fused-kernels, repeat every kernel call of the first so many batches of teacher and student (on --resume:
     of what is left) by the reference, and stop on a difference. The trained weights are the same. 0: off."""
 
+    val_every: AtLeast1 = 1
+    """Epochs from one validation to the next; the last epoch is always validated."""
     val_images: AtLeast1OrNone = None
     """Validate on the first so many images of the split only. None: all."""
     checkpoint_every: Annotated[int, at_least(1), MAY_CHANGE] = 500
@@ -281,6 +286,12 @@ class TrainConfig:
     def uses_teacher(self) -> bool:
         return self.distill and self.lambda_distill != 0 and self.student != NO_STUDENT
 
+    def settled(self) -> TrainConfig:
+        """With what follows from other options: nothing is frozen that starts from random values."""
+        if self.weights != "none":
+            return self
+        return dataclasses.replace(self, frozen_stages=0, norm_eval=False)
+
     def distill_options(self) -> DistillOptions:
         return DistillOptions(
             weight=self.lambda_distill,
@@ -289,6 +300,7 @@ class TrainConfig:
             threshold=self.mask_threshold,
             scope=self.mask_scope,
             boxes=self.mask_boxes,
+            normalise=self.distill_normalise,
             channels=self.distill_channels,
             levels=self.distill_levels,
             divisor=self.distill_divisor,
@@ -349,16 +361,26 @@ PROFILES: dict[Profile, TrainConfig] = {
     "demo": dataclasses.replace(
         _PAPER,
         profile="demo",
-        synthetic_images=(100, 20),
+        synthetic_images=(2000, 200),
+        synthetic_zoom=4.0,
+        synthetic_classes="grouped",
         ignored="honour",
-        backbone="resnet18",
+        backbone="resnet10-quarter",
         weights="none",
-        channels=64,
+        frozen_stages=0,
+        norm_eval=False,
+        channels=56,
         image_size=128,
-        epochs=4,
-        lr=0.02,
+        epochs=12,
+        batch_size=16,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.01,
+        warmup_steps=100,
+        warmup_lr=1e-4,
         decay_at=(0.7, 0.9),
         clip_grad_norm=10.0,
+        cache=True,
         out=Path("runs/demo"),
     ),
 }

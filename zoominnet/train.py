@@ -46,7 +46,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, A
     config.check()
     if config.resume == "auto":
         config = dataclasses.replace(config, resume=(config.out / CONFIG_FILE).exists())
-    if config.resume and (changes := config.changes_from(read_config(config.out / CONFIG_FILE))):
+    if config.resume and (changes := config.settled().changes_from(read_config(config.out / CONFIG_FILE))):
         raise ConfigError(f"--resume: {', '.join(changes)}: a run goes on as it began; start another in a new --out")
     with join_ranks(config.device, config.rank_timeout) as ranks:
         if not ranks.first:

@@ -9,6 +9,7 @@ from torch import Tensor
 from zoominnet.distill import LOSSES, Distiller, DistillOptions
 from zoominnet.distill import losses as losses_module
 from zoominnet.distill.losses import DistillLoss, DistillStep
+from zoominnet.distill.losses.pa_l2 import standardise
 from zoominnet.distill.masks import MASKS
 from zoominnet.models import Outputs, Predictions, RetinaNet, build_model
 
@@ -136,3 +137,31 @@ def test_a_mask_is_of_each_image_and_level_and_finds_each_box(name: str) -> None
         assert all(torch.equal(mask[i], own[0]) for mask, own in zip(masks, alone, strict=True))
         for box in boxes:
             assert any(mask.any() for mask in distiller.masks(grids, [box[None]]))
+
+
+def test_standardised_maps_against_float64() -> None:
+    """Of each channel mean 0 and variance 1 over images and positions; a constant channel is 0 and has no NaN."""
+    maps = torch.randn(3, 4, 5, 2) * torch.tensor([1e-2, 1.0, 40.0, 0.0]).view(1, 4, 1, 1) + 7
+    found = standardise(maps)
+    exact = maps.double()
+    for channel in range(3):
+        values = exact[:, channel]
+        torch.testing.assert_close(
+            found[:, channel].double(),
+            (values - values.mean()) / (values.std(correction=0) + 1e-6),
+            rtol=1e-3,
+            atol=1e-3,
+        )  # float32 of 7.00 +- 0.01 has 4 digits of the deviation
+    assert not found[:, 3].any()
+
+
+def test_normalised_distillation_sees_patterns_and_not_sizes() -> None:
+    student, teacher = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 6, 6)
+    scale, shift = torch.rand(1, 4, 1, 1) * 50 + 0.1, torch.randn(1, 4, 1, 1) * 30
+    torch.testing.assert_close(standardise(teacher * scale + shift), standardise(teacher), rtol=1e-3, atol=1e-3)
+    loss = (standardise(student) - standardise(teacher)).square().mean()
+    loss.backward()
+    assert student.grad is not None
+    # along a direction that only rescales or shifts a channel the loss is flat
+    assert abs(float((student.grad * student).sum((0, 2, 3)).abs().max())) < 1e-4
+    assert abs(float(student.grad.sum((0, 2, 3)).abs().max())) < 1e-4

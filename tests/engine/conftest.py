@@ -11,12 +11,12 @@ import pytest
 import scenes
 from devices import threads
 from fault_runs import QUICK, TinyRun, digest, small_resnet18
+from small_run import SMALL_RUN
 
 from zoominnet.train import main as train_main
 
 TINY = [
-    "--profile",
-    "demo",
+    *SMALL_RUN,
     "--synthetic-images",
     "8",
     "4",

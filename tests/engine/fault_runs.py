@@ -26,6 +26,7 @@ import pytest
 import scenes
 import torch
 from safetensors.torch import load_file
+from small_run import SMALL_RUN
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
@@ -35,8 +36,7 @@ from zoominnet.models.backbones import resnet
 from zoominnet.train import main as train_main
 
 TINY = [
-    "--profile",
-    "demo",
+    *SMALL_RUN,
     "--student",
     "snet",
     "--image-size",

@@ -130,8 +130,8 @@ def test_f07_a_resumed_run_tells_that_its_data_have_changed(tmp_path: Path) -> N
     (root / "train" / "images" / "03.jpg").unlink()
     (root / "val" / "annotations" / "03.txt").write_text("30,41,50,60,1,4,0,0\n")
     assert changes_in_data(file, describe_data(splits())) == [
-        "the training data have changed: 12 images with 12 boxes when the run began, 11 with 11 now",
-        "the validation data have changed: 12 images with 12 boxes when the run began, 12 with 12 now",
+        "the training data have changed: 12 images with 12 boxes when the run began, 11 images with 11 boxes now",
+        "the validation data have changed: 12 images with 12 boxes when the run began, 12 images with 12 boxes now",
     ]
     same = dict.fromkeys(splits(), open_split(root, "train"))
     file.write_text(json.dumps(describe_data({**same, "validation": splits()["validation"]})))

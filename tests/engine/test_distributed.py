@@ -23,6 +23,7 @@ from PIL import Image
 from rank_jobs import run_in_ranks, train_in_ranks
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from small_run import SMALL_RUN
 
 from zoominnet.command import DeviceError
 from zoominnet.config import ConfigError, TrainConfig
@@ -77,7 +78,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(data: Path, weights: Path) -> list[str]:
     """2 epochs of 2 steps of 4 images, the last one filled up: 5 do not divide evenly."""
-    text = "--profile demo --device cpu --image-size 64 --workers 0 --student snet --channels 8 --batch-size 4 --epochs 2 --lr 0.005"
+    text = f"{' '.join(SMALL_RUN)} --device cpu --image-size 64 --workers 0 --student snet --channels 8 --batch-size 4 --epochs 2 --lr 0.005"
     text += f" --log-every 1 --warmup-steps 0 --clip-grad-norm None --data {data} --weights {weights} --deterministic"
     return text.split()
 

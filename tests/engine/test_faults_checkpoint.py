@@ -20,6 +20,7 @@ import pytest
 import torch
 from crash_points import KEEP, SCENARIOS
 from safetensors.torch import save, save_file
+from small_run import SMALL_RUN
 
 from zoominnet.engine import checkpoint
 from zoominnet.engine.checkpoint import (
@@ -299,7 +300,7 @@ def test_f05_a_payload_in_any_file_is_not_run(
         (tmp_path / name).write_bytes(raw)
     files = sorted(path for path in tmp_path.iterdir())
     assert len(files) == 6
-    tiny = ["--profile", "demo", "--synthetic-images", "2", "1", "--image-size", "32", "--channels", "8"]
+    tiny = [*SMALL_RUN, "--synthetic-images", "2", "1", "--image-size", "32", "--channels", "8"]
     tiny += ["--student", "snet", "--workers", "0", "--backbone", "resnet18", "--device", "cpu"]
     for i, file in enumerate(files):
         for option in ("--weights", "--teacher"):

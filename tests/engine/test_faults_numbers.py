@@ -254,5 +254,5 @@ def test_tensors_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"bias is {dtype}, not torch.float32"):
         state.load({**whole, "bias": whole["bias"].to(dtype)}, {}, values)
     momentum = {f"momentum.{i}": torch.zeros_like(p, dtype=dtype) for i, p in enumerate(state.model.parameters())}
-    with pytest.raises(ValueError, match=f"momentum 0 is {dtype}"):
+    with pytest.raises(ValueError, match=rf"momentum\.0 is {dtype}"):
         state.load(whole, momentum, values)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_runs import metrics
+from small_run import SMALL_RUN
 from squares import write_squares
 
 from zoominnet.train import main as train_main
@@ -17,7 +18,7 @@ from zoominnet.train import main as train_main
 def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     # The same four images in every batch: BatchNorm's statistics are those of evaluation, and no luck is needed.
     write_squares(tmp_path / "data", scenes="s", images=120)
-    options = "--profile demo --device cpu --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
+    options = f"{' '.join(SMALL_RUN)} --device cpu --image-size 64 --batch-size 4 --workers 0 --student snet --no-distill --log-every 1"
     schedule = "--epochs 5 --channels 128 --warmup-steps 10 --lr 0.01 --decay-at 0.6 0.85 --clip-grad-norm 2"
     assert (
         train_main(

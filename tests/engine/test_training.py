@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from scenes import painted_anew
+from small_run import SMALL_RUN
 from squares import write_squares
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -91,7 +92,7 @@ def test_teacher_then_student_and_the_evaluation_of_both(tiny_runs: Callable[...
     assert not [tag for tag in board if "images/" in tag]
     # The student's file stands alone, and has no tensor of the teacher.
     model, info = load_model(run / "student")
-    assert (info.name, info.image_size, info.config["profile"]) == ("snet", 64, "demo")
+    assert (info.name, info.image_size, info.config["profile"]) == ("snet", 64, "paper")
     assert set(last_weights(run / "student")) == set(model.state_dict())
     # The command that the run recommends measures what the run measured.
     scores = tmp_path / "scores.json"
@@ -242,7 +243,7 @@ def test_a_teacher_that_finds_little_is_reported(
     run.val = SimpleNamespace(name="val")  # type: ignore[assignment]
     teacher = build_model("teacher", "resnet18", num_classes=2, image_size=128, channels=16)
     monkeypatch.setattr(run, "_load", lambda path: (teacher, replace(TEACHER, ap=trained)))
-    monkeypatch.setattr(run, "_validate", lambda model: Validation(ap or math.nan, {"AP": ap}))
+    monkeypatch.setattr(run, "_measure", lambda model, name: Validation(ap or math.nan, {"AP": ap}))
     said: list[str] = []
     monkeypatch.setattr(run, "warn", said.append)
     rows: dict[str, dict[str, Any]] = {}
@@ -475,7 +476,7 @@ def test_a_file_that_breaks_during_training(tmp_path: Path, capsys: pytest.Captu
     write_squares(tmp_path / "data")
     broken = tmp_path / "data" / "train" / "images" / "b7.png"
     broken.write_bytes(broken.read_bytes()[:4000])
-    options = ["--profile", "demo", "--image-size", "64", "--student", "snet", "--no-distill", "--channels", "8"]
+    options = [*SMALL_RUN, "--image-size", "64", "--student", "snet", "--no-distill", "--channels", "8"]
     options += ["--device", "cpu", "--epochs", "1", "--data", str(tmp_path / "data"), "--workers", workers]
     assert train_main([*options, "--strict", "--out", str(tmp_path / "strict")]) == 2
     error = capsys.readouterr().err

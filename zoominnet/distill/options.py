@@ -21,6 +21,7 @@ class DistillOptions:
             and box.
         boxes: one of :data:`zoominnet.distill.masks.MASKS`: "all": every box counts at every level; "best-level": a box counts only at the level where it finds
             its highest IoU.
+        normalise: compare the maps with each channel standardised over the batch's positions (PKD).
         channels: "sum" (Eq. 20) or "mean" over the channels.
         levels: "sum" or "mean" over the levels.
         divisor: the sum is divided by this times the number of masked positions: 1 (Eq. 21), or 2 as Wang et al.
@@ -33,6 +34,7 @@ class DistillOptions:
     threshold: Literal["adaptive", "adaptive-nonzero"] | float = "adaptive"
     scope: Literal["level", "all", "per_gt"] = "level"
     boxes: str = "all"
+    normalise: bool = False
     channels: Literal["sum", "mean"] = "sum"
     levels: Literal["sum", "mean"] = "sum"
     divisor: float = 1.0

@@ -78,10 +78,9 @@ class Run:
             raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
         check_memory(config, self.device, ranks.size)
         self.backends = choose_backends(config, self.device.type)
-        if config.weights == "none" and (config.frozen_stages or config.norm_eval):
+        self.config = config.settled()
+        if self.config != config:
             self.say("weights none: nothing to freeze, so all stages and BatchNorm train")
-            config = dataclasses.replace(config, frozen_stages=0, norm_eval=False)
-        self.config = config
 
     def say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -235,7 +234,9 @@ class Run:
             task = progress.add_task(f"measuring {name}", total=len(self.val.records))
             return self._validate(model, lambda done, images: progress.update(task, completed=done))
 
-    def _validate(self, model: RetinaNet, after_batch: Callable[[int, int], None]) -> Validation:
+    def _validate(
+        self, model: RetinaNet, after_batch: Callable[[int, int], None] = lambda done, images: None
+    ) -> Validation:
         """COCO scores on the validation split."""
         config, val = self.config, self.val
         found, undecodable = predict_split(

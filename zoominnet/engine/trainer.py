@@ -190,12 +190,13 @@ class Phase:
             started = now
             display.update(self.step, f"epoch {epoch + 1}/{self.epochs} {describe_step(values, self.device)}")
             writer.poll()
-            if self.step == self.total_steps or self.step % self.plan.steps_per_epoch == 0:
+            epoch_ends = self.step % self.plan.steps_per_epoch == 0
+            if self.step == self.total_steps or (epoch_ends and (epoch + 1) % self.config.val_every == 0):
                 self.state.validation_due = True
                 return
-            if self.stop is not None or self.step % self.config.checkpoint_every == 0:
+            if epoch_ends or self.stop is not None or self.step % self.config.checkpoint_every == 0:
                 self.save(writer, log, None)
-            if self.stop is not None:
+            if epoch_ends or self.stop is not None:
                 return
 
     def _train_step(self, batch: Batch, measure: bool) -> StepOutcome:

@@ -18,6 +18,7 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from zoominnet.errors import UserError
 from zoominnet.models.retinanet import RetinaNet
+from zoominnet.models.shipped import shipped_file
 
 METADATA_KEY = "zoominnet"
 """Under which the project's own model files describe their model."""
@@ -138,7 +139,8 @@ def fetch_state_dict(name: str, backbone: str) -> tuple[str, dict[str, Tensor]]:
             weights = get_weight(name)
     except (KeyError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"--weights {name}: neither a file nor 'imagenet', 'coco', 'none' or the name of a torchvision weight enum"
+            f"--weights {name}: neither a file nor a shipped model nor 'imagenet', 'coco', 'none' or the name of a torchvision "
+            "weight enum"
         ) from error
     try:
         return str(weights), dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
@@ -158,12 +160,14 @@ def load_weights(model: RetinaNet, source: str | Path) -> LoadReport:
 
     Args:
         model: changed in place.
-        source: a .safetensors, .pt or .pth file, or a name for :func:`fetch_state_dict`.
+        source: a .safetensors, .pt or .pth file, the name of a shipped model, or a name for :func:`fetch_state_dict`.
 
     Raises:
         WeightsError: not found, damaged, holding non-finite values, or nothing in it fits the backbone.
     """
     path = Path(source)
+    if not path.exists():
+        path = shipped_file(str(source)) or path
     if path.suffix in (".safetensors", ".pt", ".pth") or path.exists():
         description, state = str(source), read_state_dict(path)
     else:

@@ -19,10 +19,11 @@ class PositionAwareL2(DistillLoss):
         self.needs = SITES[options.at].needs
 
     def __call__(self, step: DistillStep) -> Tensor:
+        prepare = standardise if self.options.normalise else lambda features: features
         losses = [
             pa_l2_loss(
-                pair.student,
-                pair.teacher,
+                prepare(pair.student),
+                prepare(pair.teacher),
                 step.masks[pair.level],
                 channel_reduction=self.options.channels,
                 backend=step.backend,
@@ -30,3 +31,15 @@ class PositionAwareL2(DistillLoss):
             for pair in step.pairs.at(self.options.at, step.student, step.teacher)
         ]
         return torch.stack(losses).view(-1, len(step.masks)).sum(dim=0) / self.options.divisor
+
+
+def standardise(features: Tensor) -> Tensor:
+    """[B, C, h, w] -> float32 of the same shape, each channel with mean 0 and variance 1 over the batch's positions.
+
+    So what is compared is the pattern and not the size of the values, which differs by orders of magnitude between levels
+    and models (PKD, Cao et al. 2022, section 3.2). The statistics are of this process's images.
+    """
+    features = features.float()
+    mean = features.mean(dim=(0, 2, 3), keepdim=True)
+    deviation = features.std(dim=(0, 2, 3), correction=0, keepdim=True)
+    return (features - mean) / (deviation + 1e-6)

@@ -23,6 +23,7 @@ from zoominnet.engine.checkpoint.format import (
 )
 from zoominnet.engine.checkpoint.model_file import CheckpointError, ModelInfo, read_model, reason
 from zoominnet.models import RetinaNet
+from zoominnet.models.shipped import shipped_file
 
 logger = logging.getLogger("zoominnet.engine")
 
@@ -103,7 +104,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_model_file(path: Path) -> Path:
-    """The model file meant by a run folder (its best checkpoint), a checkpoint folder, or a .safetensors file.
+    """The model file meant by a run folder (its best checkpoint), a checkpoint folder, a .safetensors file, or, where there
+    is no such path, the name of a shipped model.
 
     Checkpoints are verified against their manifest.
 
@@ -122,8 +124,13 @@ def find_model_file(path: Path) -> Path:
             return best_checkpoint(candidate) / MODEL
     if _holds_a_teacher_alone(path):
         return best_checkpoint(path / "teacher" / "checkpoints") / MODEL
+    if not path.exists() and (shipped := shipped_file(str(path))) is not None:
+        return shipped
     what = "no such file or folder" if not path.exists() else "holds no checkpoint"
-    raise CheckpointError(f"{path}: {what}; give a run folder, a checkpoint folder or a model.safetensors file")
+    raise CheckpointError(
+        f"{path}: {what}; give a run folder, a checkpoint folder, a model.safetensors file or a name that "
+        "`zoominnet models` lists"
+    )
 
 
 def _holds_a_teacher_alone(path: Path) -> bool:
@@ -137,7 +144,7 @@ def load_model(path: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
     """Rebuilds the model that `path` (see :func:`find_model_file`) holds, in evaluation mode.
 
     Args:
-        path: a run folder, a checkpoint folder, or a .safetensors file written by this project.
+        path: a run folder, a checkpoint folder, a .safetensors file written by this project, or the name of a shipped model.
         **options: further arguments of :func:`zoominnet.models.build_model` (post-processing).
 
     Raises:

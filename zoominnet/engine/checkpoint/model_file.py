@@ -23,7 +23,7 @@ from zoominnet.models.necks import NECKS
 from zoominnet.models.weights import METADATA_KEY
 
 DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
-"""What a model holds, by safetensors' names."""
+"""What a model holds, by safetensors' names; files may have float16 ("F16") in the place of float32."""
 
 
 class CheckpointError(UserError):
@@ -147,7 +147,10 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            kinds = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+            kinds = {
+                name: (tuple(each.get_shape()), each.get_dtype().replace("F16", "F32", 1))
+                for name, each in slices.items()
+            }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({reason(error)})") from error
     not_ours = (

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fused_vs_reference import cpu_name
 from rich.console import Console
 
 import zoominnet
 from zoominnet.command import make_console
 from zoominnet.config import PROFILES, TrainConfig
-from zoominnet.doctor import cpu_name
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.checkpoint.model_file import save_model
 from zoominnet.models.shipped import FOLDER
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND = "python benchmarks/train_demo_models.py"
 RESULTS = ROOT / "benchmarks" / "results" / "demo-models"
 TRAINING_SCENES, VALIDATION_SCENES, TEST_SCENES = 4000, 200, 500
-EPOCHS = {"teacher": 16, "fa": 10, "la": 12, "snet": 12}
+EPOCHS = {"teacher": 16, "fa": 8, "la": 8, "snet": 8}
 STUDENTS = {"fa": "feature level alignment", "la": "layer adaption", "snet": "plain RetinaNet"}
 NAMES = ["demo-teacher", *(f"demo-{student}{kind}" for student in STUDENTS for kind in ("-plain", ""))]
 LARGEST_TOTAL = 12_000_000

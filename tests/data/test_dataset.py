@@ -360,6 +360,24 @@ class TestUnreadable:
             dataset_of(split, strict=True)[0]
         assert dataset_of(split)[0].target["index"] == 1
 
+    @pytest.mark.parametrize("resize", ["squash", "letterbox"])
+    def test_a_cache_changes_no_sample(self, tmp_path: Path, resize: ResizeMode) -> None:
+        split = make_split(tmp_path / "images")
+        options = {"size": 32, "flip": True, "seed": 1, "resize": resize}
+        kept, plain = dataset_of(split, **options, cache=True), dataset_of(split, **options)
+        batches = [[(epoch, index) for index in range(6)] for epoch in range(3)]
+        for batch, other in zip(make_loader(kept, batches, workers=2), make_loader(plain, batches), strict=True):
+            assert_same(batch, other)
+        for path in (tmp_path / "images").iterdir():
+            path.unlink()
+        for batch, other in zip(make_loader(kept, batches), batches, strict=True):  # what the workers kept
+            assert [target["image_id"] for target in batch.targets] == [100 + index for _, index in other]
+        assert kept.unreadable == []
+
+    def test_a_cache_without_room_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"--cache: 6 images of 1000000 px take 16763\.8 GiB, .* leave --cache out"):
+            dataset_of(make_split(tmp_path / "images"), 1_000_000, cache=True)
+
     def test_f15_errors_say_which_sample(self, tmp_path: Path) -> None:
         split = replace(make_split(tmp_path), records=[ImageRecord(None, image_id=4, width=8, height=8)])
 

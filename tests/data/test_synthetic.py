@@ -182,8 +182,44 @@ class TestContents:
         assert max(counts) <= 125
         assert np.median(counts) < 40
 
+    @pytest.mark.parametrize("zoom", [2.0, 4.0, 6.0])
+    def test_zoom_makes_objects_larger(self, zoom: float) -> None:
+        records = list(SyntheticScenes(40, size=256, seed=3, zoom=zoom))
+        boxes = np.concatenate([record.boxes for record in records])
+        sides = boxes[:, 2:] - boxes[:, :2]
+        # 3 to 60 px at 512 px, times zoom, at half that size
+        assert sides.min() >= 1.5 * zoom - 1e-4
+        assert sides.max() <= 30 * zoom + 1e-4
+        counts = np.array([len(record.labels) for record in records])
+        assert counts[counts > 0].min() >= max(1, round(20 / zoom**2))
+        assert (counts == 0).sum() <= 6
+
+    def test_a_zoomed_camera_sees_the_middle_of_the_same_world(self) -> None:
+        """From the same place: the ground of the zoomed image is the middle of the wide one's, in more detail."""
+        for index in range(3):
+            wide = make_scene(keyed_rng(97, index), density=1, empty=True)
+            near = make_scene(keyed_rng(97, index), density=1, empty=True, zoom=2)
+            large, small = _paint_ground(wide, 512)[:, 128:384, 128:384], _paint_ground(near, 256)
+            correlation = np.corrcoef(large.ravel(), small.ravel())[0, 1]
+            assert correlation > 0.95
+
+    def test_grouped_classes_are_the_ten_in_four(self) -> None:
+        ten, four = SyntheticScenes(6, size=128, seed=1), SyntheticScenes(6, size=128, seed=1, classes="grouped")
+        assert four.split().class_names == ("person", "cycle", "car", "truck or bus")
+        assert four.split().category_ids == (1, 2, 3, 4)
+        expected = [0, 0, 1, 2, 2, 3, 1, 1, 3, 1]  # by VisDrone's order: pedestrian, people, bicycle, car, ...
+        for one, other in zip(ten, four, strict=True):
+            assert np.array_equal(one.boxes, other.boxes)
+            assert [expected[label] for label in one.labels] == other.labels.tolist()
+        assert torch.equal(ten.render(ten[0]), four.render(four[0]))
+
     def test_bad_arguments(self) -> None:
-        for arguments in ({"num_images": 0}, {"size": 31}, {"seed": -1}, {"density": 0.0}, {"density": 1.5}):
+        with pytest.raises(ValueError, match="classes are visdrone or grouped, got 'coarse'"):
+            SyntheticScenes(3, classes="coarse")  # type: ignore[arg-type]
+        for arguments in (
+            *({"num_images": 0}, {"size": 31}, {"seed": -1}, {"density": 0.0}, {"density": 1.5}),
+            *({"zoom": 0.5}, {"zoom": 7.0}),
+        ):
             with pytest.raises(ValueError, match="SyntheticScenes: needs num_images >= 1"):
                 SyntheticScenes(**({"num_images": 3} | arguments))  # type: ignore[arg-type]
 

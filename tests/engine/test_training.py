@@ -21,12 +21,12 @@ from small_run import SMALL_RUN
 from squares import write_squares
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from zoominnet.config import TrainConfig
-from zoominnet.data import BatchPlan, ImageRecord, Split
+from zoominnet.config import ConfigError, TrainConfig
+from zoominnet.data import BatchPlan, ImageRecord, Split, SyntheticScenes
 from zoominnet.data import __main__ as data_command
 from zoominnet.data.records import DataReport
 from zoominnet.engine import trainer
-from zoominnet.engine.checkpoint import ModelInfo, list_checkpoints, load_model
+from zoominnet.engine.checkpoint import CheckpointError, ModelInfo, list_checkpoints, load_model
 from zoominnet.engine.checks import check_teacher_fits
 from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.folder import evaluation_command
@@ -39,6 +39,7 @@ from zoominnet.evaluate import main as evaluate_main
 from zoominnet.evaluation import Detections
 from zoominnet.models import build_model
 from zoominnet.train import main as train_main
+from zoominnet.train import spell_out_resume
 
 Train = Callable[..., int]
 pytestmark = pytest.mark.usefixtures("small")
@@ -139,15 +140,22 @@ def test_a_teacher_changes_what_the_student_learns_but_not_where_it_starts(tiny_
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("options", "resume"),
+    [((), ["--resume"]), (("--optimizer", "adamw", "--lr", "0.001", "--val-every", "2"), ["--resume", "auto"])],
+    ids=["sgd", "adamw"],
+)
 def test_a_stopped_run_resumes_bit_for_bit(
     tiny_train: Train,
     tiny_runs: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    resume: list[str],
 ) -> None:
     """Ctrl-C in the middle of an epoch of the student; weights and metrics end as if nothing had been."""
-    whole = tiny_runs().path / "student"
+    whole = tiny_runs(*options).path / "student"
     train_step = trainer.Phase._train_step
 
     def interrupted(self: trainer.Phase, *args: Any) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
 
     monkeypatch.setattr(trainer.Phase, "_train_step", interrupted)
     with painted_anew():
-        assert tiny_train(out="parts") == 130
+        assert tiny_train(*options, out="parts") == 130
     assert "go on with --resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert len(metrics(tmp_path / "parts" / "student")) == 5
@@ -166,7 +174,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     with (tmp_path / "parts" / "student" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 99}\n')
     with painted_anew():
-        assert tiny_train("--resume", out="parts") == 0
+        assert tiny_train(*resume, out="parts") == 0
     assert "going on from" in capsys.readouterr().out
     parts = tmp_path / "parts" / "student"
     assert_same_weights(whole, parts)
@@ -537,3 +545,107 @@ def test_evaluation_refuses_what_is_not_finite(
 ) -> None:
     assert evaluate_main([str(tmp_path), option, value]) == 2
     assert f"{option}: {value} is not positive and finite" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_resume_auto_begins_a_run_and_goes_on_with_it(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line of a job that is submitted again: the same each time."""
+    words = ["--no-distill", "--max-steps", "2", "--resume", "auto"]
+    (tmp_path / "run").mkdir()  # as a job's script may have made it
+    assert tiny_train(*words) == 0
+    first = last_weights(tmp_path / "run" / "student")
+    assert "going on from" not in capsys.readouterr().out
+    assert tiny_train(*words) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert all(torch.equal(first[name], value) for name, value in last_weights(tmp_path / "run" / "student").items())
+    assert tiny_train(*words, "--seed", "3") == 2
+    assert "--resume: --seed (was 0, is 3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "spelt"),
+    [
+        (["--resume", "--lr", "1"], ["--resume", "True", "--lr", "1"]),
+        (["--lr", "1", "--resume"], ["--lr", "1", "--resume", "True"]),
+        (["--resume", "auto"], ["--resume", "auto"]),
+        (["--no-resume"], ["--resume", "False"]),
+        ([], []),
+    ],
+)
+def test_resume_with_and_without_a_value(words: list[str], spelt: list[str]) -> None:
+    assert spell_out_resume(words) == spelt
+
+
+def test_a_configuration_from_python_resumes_what_it_began(tmp_path: Path) -> None:
+    """What follows from --weights none is written in the folder, and no change of the options."""
+    config = TrainConfig(weights="none", out=tmp_path)
+    assert not config.settled().changes_from(TrainConfig(**json.loads(json.dumps(config.settled().as_dict()))))
+
+
+@pytest.mark.slow
+def test_a_teacher_alone(tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny_train("--student", "none", "--max-steps", "2", out="alone") == 0
+    result = json.loads((tmp_path / "alone" / "result.json").read_text())
+    assert list(result["models"]) == ["teacher"]
+    assert not (tmp_path / "alone" / "student").exists()
+    model, info = load_model(tmp_path / "alone")
+    assert (info.name, model.image_size) == ("teacher", 128)
+    assert (
+        tiny_train("--teacher", str(tmp_path / "alone"), "--max-steps", "1", "--no-check-teacher", out="student") == 0
+    )
+    assert tiny_train("--student", "none", "--teacher", "some", out="both") == 2
+    assert "--student none: nothing is left to train with --teacher some" in capsys.readouterr().err
+    # a run whose student has not begun is not silently its teacher
+    config = json.loads((tmp_path / "alone" / "config.json").read_text())
+    (tmp_path / "alone" / "config.json").write_text(json.dumps({**config, "student": "snet"}))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_model(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_the_screen_gets_what_matters_and_the_log_all(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny_train("--no-distill", "--max-steps", "1") == 0
+    said = capsys.readouterr().out
+    header = said[: said.index("data train")].splitlines()
+    assert len(header) <= 8
+    assert max(map(len, header)) < 160
+    log = (tmp_path / "run" / "train.log").read_text()
+    for name, value in TrainConfig(**json.loads((tmp_path / "run" / "config.json").read_text())).as_dict().items():
+        assert name in log
+        if name not in ("out", "distill_losses"):
+            assert f"  {name}={value}\n" in log
+    assert {line.strip() for line in said.splitlines() if "epoch 1/2" in line} <= {
+        line.strip() for line in log.splitlines()
+    }
+
+
+@pytest.mark.slow
+def test_epochs_between_validations_are_saved_and_not_measured(tiny_train: Train, tmp_path: Path) -> None:
+    assert tiny_train("--no-distill", "--epochs", "3", "--val-every", "2", "--keep-checkpoints", "9") == 0
+    student = tmp_path / "run" / "student"
+    assert [line["step"] for line in metrics(student, "val")] == [8, 12]
+    assert [path.name[-2:] for path in sorted((student / "checkpoints").glob("step-*"))] == ["04", "08", "12"]
+
+
+def test_scenes_are_not_laid_out_before_they_are_needed(
+    tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run says what it is about before it makes more than the few scenes that stand for all in data.json."""
+    made: list[int] = []
+    make = SyntheticScenes._make_record
+
+    def counted(self: SyntheticScenes, index: int) -> ImageRecord:
+        made.append(index)
+        return make(self, index)
+
+    def begin(self: object) -> None:
+        raise ConfigError("begun")
+
+    monkeypatch.setattr(SyntheticScenes, "_make_record", counted)
+    monkeypatch.setattr(trainer.Phase, "run", begin)
+    assert tiny_train("--synthetic-images", "1000", "100", "--no-distill") == 2
+    assert len(made) <= 8

@@ -259,7 +259,7 @@ class _Cache:
         self._there = torch.zeros(count, dtype=torch.bool).share_memory_()
 
     def get(self, index: int) -> Tensor | None:
-        return self._images[index] if self._there[index] else None
+        return self._images[index].clone() if self._there[index] else None
 
     def put(self, index: int, image: Tensor) -> None:
         self._images[index] = image

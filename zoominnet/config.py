@@ -371,6 +371,7 @@ PROFILES: dict[Profile, TrainConfig] = {
         norm_eval=False,
         channels=56,
         image_size=128,
+        distill_normalise=True,
         epochs=12,
         batch_size=16,
         optimizer="adamw",

@@ -18,7 +18,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m zoominnet.train --profile demo $(if $(wildcard runs/demo/config.json),--resume)
+	$(BIN)/python -m zoominnet.demo
 
 # Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn, the longest files
 # first. Threads of one process that wait are not to spin on the cores that the other needs.

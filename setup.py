@@ -188,7 +188,7 @@ setup(
     version=version(),
     packages=packages,
     package_dir={"zoominnet.kernels": "kernels"},
-    package_data={"zoominnet": ["py.typed"]},
+    package_data={"zoominnet": ["py.typed"], "zoominnet.models.shipped": ["models.json", "*.safetensors"]},
     cmdclass=commands,
     **arguments,
 )

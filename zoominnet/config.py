@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from zoominnet.data import MAX_ZOOM, DataFormat, SyntheticClasses
 from zoominnet.distill import LOSSES, DistillOptions
@@ -18,6 +18,7 @@ from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.models.assign import ASSIGNERS
 from zoominnet.models.backbones import BACKBONES
 from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
+from zoominnet.models.backbones.timm import PREFIX, TimmError, describe
 from zoominnet.models.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from zoominnet.models.necks import NECKS
 from zoominnet.rules import (
@@ -45,10 +46,14 @@ Profile = Literal["paper", "repo", "wang2019", "demo"]
 NO_STUDENT = "none"
 AtLeast1 = Annotated[int, at_least(1)]
 AtLeast1OrNone = Annotated[int | None, at_least(1)]
+KNOWN_BACKBONE = Rule(
+    lambda name: name in BACKBONES or name.startswith(PREFIX), f"is not one of {', '.join(BACKBONES)}, nor timm:NAME"
+)
 
 if TYPE_CHECKING:
     Student: TypeAlias = str
     Backbone: TypeAlias = str
+    BackboneOrNone: TypeAlias = str | None
     Neck: TypeAlias = str
     Assigner: TypeAlias = str
     ClassificationLoss: TypeAlias = str
@@ -58,7 +63,8 @@ if TYPE_CHECKING:
     MaskBoxes: TypeAlias = str
 else:  # an entry of a dictionary is a choice of its option
     Student = Literal[(*STUDENTS, NO_STUDENT)]
-    Backbone = Literal[tuple(BACKBONES)]
+    Backbone = Annotated[Literal[tuple(BACKBONES)] | str, KNOWN_BACKBONE]
+    BackboneOrNone = Annotated[Literal[tuple(BACKBONES)] | str | None, KNOWN_BACKBONE]
     Neck = Literal[tuple(NECKS)]
     Assigner = Literal[tuple(ASSIGNERS)]
     ClassificationLoss = Literal[tuple(CLASSIFICATION_LOSSES)]
@@ -66,6 +72,14 @@ else:  # an entry of a dictionary is a choice of its option
     DistillLoss = Literal[tuple(LOSSES)]
     DistillSite = Literal[tuple(SITES)]
     MaskBoxes = Literal[tuple(MASKS)]
+
+
+class MadeOf(NamedTuple):
+    """What a model that is trained begins with; values as of the options of these names."""
+
+    backbone: str
+    channels: int
+    weights: str
 
 
 class ConfigError(UserError):
@@ -131,21 +145,30 @@ class TrainConfig:
     """How `la` predicts from its towers. plain: convolve the upsampled map, as the paper. phase: the same values but for
     rounding, from the small map, with 2.25 times fewer multiply-adds. The weights are the same."""
     backbone: Backbone = "resnet50"
-    """Backbone of teacher and student (paper: ResNet-50)."""
+    """Backbone of teacher and student (paper: ResNet-50), or timm:NAME with a model of timm's that gives maps at strides
+    4, 8, 16 and 32, as MobileNets, EfficientNets, ConvNeXts and RepViTs do: timm:mobilenetv3_small_100."""
+    teacher_backbone: BackboneOrNone = None
+    """Backbone of the teacher with --teacher train. None: as --backbone."""
     neck: Neck = "fpn"
     """What makes the pyramid of teacher and student (paper: FPN)."""
     weights: str = "imagenet"
     """Initial weights: a .safetensors/.pth file, a shipped model (see `zoominnet models`), "imagenet" or "coco"
-    (torchvision's, downloaded), a torchvision enum's name, or "none". Paper: ImageNet; repo: COCO RetinaNet."""
+    (torchvision's, downloaded; of a timm backbone timm's), a torchvision enum's name, or "none". Paper: ImageNet; repo: COCO
+    RetinaNet."""
+    teacher_weights: str | None = None
+    """Initial weights of the teacher with --teacher train. None: as --weights."""
     stride_in_1x1: bool | None = None
     """Bottlenecks stride in their 1x1 convolution, as Caffe-style weights need. None: as the weights file says, else
     False (torchvision)."""
     frozen_stages: Annotated[int, Rule(lambda count: 0 <= count <= 4, "is not in 0..4")] = 1
-    """Freeze the stem and so many ResNet stages (repo: 1); 0 with --weights none."""
+    """Freeze the stem and so many stages of the backbone (repo: 1); 0 with --weights none."""
     norm_eval: bool = True
     """Keep BatchNorm in evaluation mode while training (repo: True); False with --weights none."""
     channels: AtLeast1 = 256
     """Channels of the pyramid and the head towers (paper: 256)."""
+    teacher_channels: AtLeast1OrNone = None
+    """The teacher's with --teacher train. None: as --channels. Where the two differ, 1x1 convolutions that are trained
+    with the student bring its maps to the teacher's channels for the distillation loss; its file has none of them."""
     image_size: Annotated[int, at_least(1), at_most(MAX_IMAGE_SIZE // 2), multiple_of(SIZE_DIVISOR)] = 512
     """Side of the student's input, px; the teacher's is twice that (paper: 512)."""
     assigner: Assigner = "max-iou"
@@ -288,9 +311,27 @@ class TrainConfig:
 
     def settled(self) -> TrainConfig:
         """With what follows from other options: nothing is frozen that starts from random values."""
-        if self.weights != "none":
+        if any(each.weights != "none" for each in self.trained):
             return self
         return dataclasses.replace(self, frozen_stages=0, norm_eval=False)
+
+    def made_of(self, model: str) -> MadeOf:
+        """What one of `ARCHITECTURES` begins with in this run."""
+        own = MadeOf(self.backbone, self.channels, self.weights)
+        if model != TEACHER:
+            return own
+        return MadeOf(
+            self.teacher_backbone or own.backbone,
+            self.teacher_channels or own.channels,
+            self.teacher_weights or own.weights,
+        )
+
+    @property
+    def trained(self) -> list[MadeOf]:
+        """What the models that this run trains begin with."""
+        teacher = self.teacher == "train" and (self.uses_teacher or self.student == NO_STUDENT)
+        names = [TEACHER] * teacher + [self.student] * (self.student != NO_STUDENT)
+        return [self.made_of(name) for name in names]
 
     def distill_options(self) -> DistillOptions:
         return DistillOptions(
@@ -318,10 +359,23 @@ class TrainConfig:
             if isinstance(value, float) and abs(value) > LARGEST_FLOAT32:
                 raise ConfigError(f"{option(field.name)}: {value} is not finite in float32")
         check_fields(self, ConfigError)
-        if self.stride_in_1x1 and self.backbone not in WITH_BOTTLENECKS:
+        for own in ("backbone", "teacher_backbone"):
+            name = getattr(self, own)
+            if name is not None and name.startswith(PREFIX):
+                try:
+                    describe(name.removeprefix(PREFIX))
+                except TimmError as error:
+                    raise ConfigError(f"{option(own)} {error}") from error
+        backbones = dict.fromkeys(each.backbone for each in self.trained)
+        if self.stride_in_1x1 and not backbones.keys() & set(WITH_BOTTLENECKS):
             raise ConfigError(
-                f"--stride-in-1x1 True: {self.backbone} has no bottlenecks; leave it out, or choose "
+                f"--stride-in-1x1 True: {', '.join(backbones)} has no bottlenecks; leave it out, or choose "
                 f"{' or '.join(WITH_BOTTLENECKS)}"
+            )
+        if self.teacher != "train" and self.teacher_weights is not None:
+            raise ConfigError(
+                f"--teacher-weights {self.teacher_weights}: the teacher {self.teacher} is trained already; leave one of "
+                "the two out"
             )
         if self.uses_teacher and self.image_size % (multiple := ARCHITECTURES[self.student].distill_size_multiple):
             raise ConfigError(

@@ -43,19 +43,24 @@ class Distiller:
     """Compares a student with its teacher, which it freezes and keeps in evaluation mode.
 
     It is no module on purpose: the teacher stays out of the student's state dict, optimiser and DDP wrapper, and
-    ``student.train()`` cannot reach it.
+    ``student.train()`` cannot reach it. What of it is trained is its `adapter`, which :class:`TrainingModule` takes in.
 
     Args:
         student: a model whose architecture says how its maps pair with a teacher's.
         teacher: the "teacher" model.
         options: see :class:`DistillOptions`.
+        seed: of the adapter's initial weights.
+
+    Attributes:
+        adapter: brings the student's maps to the teacher's channels; None where they are equal.
 
     Raises:
         ValueError: models whose maps cannot be paired.
     """
 
-    def __init__(self, student: RetinaNet, teacher: RetinaNet, options: DistillOptions) -> None:
-        self.pairs = MapPairs(student, teacher)
+    def __init__(self, student: RetinaNet, teacher: RetinaNet, options: DistillOptions, *, seed: int = 0) -> None:
+        self.pairs = MapPairs(student, teacher, options.at, seed)
+        self.adapter = self.pairs.adapter
         self.teacher = teacher.eval().requires_grad_(False)
         self.options = options
         self.losses = {name: LOSSES[name](options) for name in options.losses}

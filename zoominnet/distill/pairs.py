@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from zoominnet.distill.adapter import Adapter
 from zoominnet.models import Architecture, Outputs, RetinaNet
 from zoominnet.models.interfaces import Part
 
@@ -17,10 +19,12 @@ class Site:
 
     Attributes:
         needs: how far the models must be run.
-        maps: from their outputs, one or more lists of a map a level.
+        lists: how many lists of maps there are.
+        maps: from their outputs, these lists, of a map a level.
     """
 
     needs: Part
+    lists: int
     maps: Callable[[Outputs], list[list[Tensor]]]
 
 
@@ -29,7 +33,7 @@ def _towers(outputs: Outputs) -> list[list[Tensor]]:
     return list(outputs.towers)
 
 
-SITES = {"fpn": Site("features", lambda outputs: [outputs.features]), "tower": Site("towers", _towers)}
+SITES = {"fpn": Site("features", 1, lambda outputs: [outputs.features]), "tower": Site("towers", 2, _towers)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class MapPair:
     """Two maps that are compared.
 
     Attributes:
-        student: [B, C, h, w].
+        student: [B, C, h, w], adapted where the models differ in their channels.
         teacher: [B, C, H, W], with (H, W) the student's (h, w), or twice that for a map that is upsampled.
         level: index of the student's level, whose mask [B, H, W] tells where.
     """
@@ -50,11 +54,19 @@ class MapPair:
 class MapPairs:
     """The pairs of a student and a teacher.
 
+    Args:
+        student, teacher: the models.
+        site: of `SITES`, where maps are compared whose channels may differ.
+        seed: of the adapter's initial weights.
+
+    Attributes:
+        adapter: brings the student's maps at `site` to the teacher's channels; None where they are equal.
+
     Raises:
         ValueError: models whose maps cannot be paired.
     """
 
-    def __init__(self, student: RetinaNet, teacher: RetinaNet) -> None:
+    def __init__(self, student: RetinaNet, teacher: RetinaNet, site: str, seed: int = 0) -> None:
         own, theirs = student.architecture, teacher.architecture
         if theirs.is_student or not own.is_student:
             raise ValueError(f"cannot distil from {teacher.name!r} into {student.name!r}: need a teacher and a student")
@@ -66,8 +78,6 @@ class MapPairs:
             )
         if teacher.num_classes != student.num_classes:
             raise ValueError(f"the teacher knows {teacher.num_classes} classes, the student {student.num_classes}")
-        if teacher.channels != student.channels:
-            raise ValueError(f"the teacher's maps have {teacher.channels} channels, the student's {student.channels}")
         if student.image_size % own.distill_size_multiple:
             raise ValueError(
                 f"image_size: {student.image_size} px; distillation into {student.name!r} needs a multiple of "
@@ -75,11 +85,26 @@ class MapPairs:
             )
         self.partners = partners(own, theirs)
         self.subsample = own.pairing == "subsampled"
+        self.site = site
+        self.adapter: Adapter | None = None
+        if teacher.channels != student.channels:
+            lists, levels = SITES[site].lists, len(own.levels)
+            adapter = Adapter(student.channels, teacher.channels, lists, levels, seed)
+            self.adapter = adapter.to(student.mean.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def at(self, site: str, student: Outputs, teacher: Outputs) -> list[MapPair]:
-        """The pairs at one of `SITES`, level by level, then those of its next list of maps."""
+        """The pairs at one of `SITES`, level by level, then those of its next list of maps.
+
+        Raises:
+            ValueError: the channels differ, and the adapter is for another site.
+        """
+        maps = SITES[site].maps(student)
+        if self.adapter is not None:
+            if site != self.site:
+                raise ValueError(f"the models differ in channels, and the adapter is for {self.site!r}, not {site!r}")
+            maps = self.adapter(maps)
         found = []
-        for own, theirs in zip(SITES[site].maps(student), SITES[site].maps(teacher), strict=True):
+        for own, theirs in zip(maps, SITES[site].maps(teacher), strict=True):
             for level, (map_, partner) in enumerate(zip(own, self.partners, strict=True)):
                 other = theirs[partner]
                 found.append(MapPair(map_, other[..., ::2, ::2] if self.subsample else other, level))

@@ -23,11 +23,16 @@ def check_memory(config: TrainConfig, device: torch.device, processes: int) -> N
         ConfigError: naming the option.
     """
     batch = config.batch_size // processes * 3 * config.teacher_size**2 * (1 + 4)
-    weights = 8 * 9 * config.channels**2 * 4 * 3
+    channels = max(each.channels for each in config.trained)
+    weights = 8 * 9 * channels**2 * 4 * 3
     memory = memory_of(device)
     for needed, what, remedy in (
         (batch, f"--batch-size: {config.batch_size} images of {config.teacher_size} px", "it or --image-size"),
-        (weights, f"--channels: models of {config.channels} channels", "it"),
+        (
+            weights,
+            f"{'--channels' if channels == config.channels else '--teacher-channels'}: models of {channels} channels",
+            "it",
+        ),
     ):
         if needed > memory:
             raise ConfigError(
@@ -66,10 +71,10 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
     what = f"--teacher {config.teacher}"
     if ARCHITECTURES[info.name].is_student:
         raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
-    if info.backbone != config.backbone:
+    if config.teacher_backbone not in (None, info.backbone):
         raise ConfigError(
-            f"{what}: its backbone is {info.backbone}, this run's {config.backbone}; "
-            f"give --backbone {info.backbone} or another teacher"
+            f"{what}: its backbone is {info.backbone}, not {config.teacher_backbone}; leave out --teacher-backbone, or "
+            "give another teacher"
         )
     if info.neck != config.neck:
         raise ConfigError(
@@ -80,10 +85,10 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
             f"{what}: trained at {info.image_size} px, but twice --image-size is {config.teacher_size} px; "
             f"give --image-size {info.image_size // 2} or another teacher"
         )
-    if info.channels != config.channels:
+    if config.teacher_channels not in (None, info.channels):
         raise ConfigError(
-            f"{what}: its maps have {info.channels} channels, this run's {config.channels}; "
-            f"give --channels {info.channels} or another teacher"
+            f"{what}: its maps have {info.channels} channels, not {config.teacher_channels}; leave out "
+            "--teacher-channels, or give another teacher"
         )
     if info.resize != config.resize:
         raise ConfigError(

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from zoominnet.command import DeviceError, choose_device
 from zoominnet.errors import EXIT_LOST_RANKS, UserError
+from zoominnet.models.interfaces import Backbone
 
 BEGUN, REFUSED = "zoominnet-run-begun", "zoominnet-run-refused"
 PATIENCE = timedelta(minutes=30)
@@ -129,7 +130,11 @@ class Ranks:
         ):
             return None
         if self.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            for name, part in model.named_children():
+                if isinstance(part, Backbone):
+                    part.synchronise_batchnorm()
+                else:
+                    setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
             return None
         return (
             f"BatchNorm trains on each process' share of the batch, so results depend on the number of processes "

@@ -49,7 +49,7 @@ class Schedule:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of --optimizer over the parameters that train."""
+    """The optimiser of --optimizer over the parameters of `model`, or of a :class:`TrainingModule`, that train."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate, decay = config.lr, config.weight_decay
     if config.optimizer == "adamw":

@@ -50,6 +50,7 @@ from zoominnet.evaluation import evaluate_coco
 from zoominnet.models import TEACHER, RetinaNet, build_model, load_weights
 from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
 from zoominnet.models.weights import read_stride_in_1x1
+from zoominnet.rules import option
 
 RELATIVE_AP_OF_A_SOUND_TEACHER = 0.8
 """A teacher below this share of the AP it had when it was trained is reported as suspicious."""
@@ -120,6 +121,9 @@ class Run:
         teacher = None
         if not config.uses_teacher and config.teacher != "train":
             self.warn(f"--teacher {config.teacher}: not used, for nothing is distilled")
+        for field in ("teacher_backbone", "teacher_channels", "teacher_weights"):
+            if not (config.uses_teacher or config.student == NO_STUDENT) and getattr(config, field) is not None:
+                self.warn(f"{option(field)} {getattr(config, field)}: not used, for nothing is distilled")
         if config.uses_teacher:
             teacher = self._obtain_teacher(rows)
         if config.student == NO_STUDENT:
@@ -268,33 +272,36 @@ class Run:
         """A fresh model with its pretrained weights, the same whatever was built before it."""
         config = self.config
         seed_everything(config.seed)
-        stride = config.stride_in_1x1
-        if stride is None and (stride := read_stride_in_1x1(config.weights)) is not None:
-            self.say(f"{name}: stride_in_1x1 {stride}, as the metadata of {config.weights} say")
-        if stride and config.backbone not in WITH_BOTTLENECKS:
+        backbone, channels, weights = config.made_of(name)
+        stride = config.stride_in_1x1 and backbone in WITH_BOTTLENECKS
+        if config.stride_in_1x1 is None and (stride := read_stride_in_1x1(weights)) is not None:
+            self.say(f"{name}: stride_in_1x1 {stride}, as the metadata of {weights} say")
+        if stride and backbone not in WITH_BOTTLENECKS:
             raise ConfigError(
-                f"--weights {config.weights}: stride in 1x1 convolutions, which {config.backbone} does not have; choose "
-                "another --backbone or other weights"
+                f"--weights {weights}: stride in 1x1 convolutions, which {backbone} does not have; choose another "
+                "--backbone or other weights"
             )
         model = build_model(
             name,
-            config.backbone,
+            backbone,
             len(self.val.class_names),
             config.input_size(name),
-            channels=config.channels,
+            channels=channels,
             neck=config.neck,
             stride_in_1x1=bool(stride),
-            frozen_stages=config.frozen_stages,
-            norm_eval=config.norm_eval,
+            frozen_stages=config.frozen_stages if weights != "none" else 0,
+            norm_eval=config.norm_eval and weights != "none",
             la_predictor=config.la_predictor,
             assigner=config.assigner,
             classification_loss=config.classification_loss,
             box_loss=config.box_loss,
         )
         model.set_kernel_backend(self._backend)
-        if config.weights != "none":
-            with self.console.status(f"loading weights {config.weights}", spinner="line"):
-                report = load_weights(model, config.weights)
+        if weights == "none" and (config.frozen_stages or config.norm_eval):
+            self.say(f"{name}: weights none: nothing to freeze, so all stages and BatchNorm train")
+        if weights != "none":
+            with self.console.status(f"loading weights {weights}", spinner="line"):
+                report = load_weights(model, weights)
             for line in report.lines():
                 self.say(f"{name}: {line}")
         if (warning := self.ranks.synchronise_batchnorm(model)) is not None:
@@ -309,7 +316,14 @@ class Run:
         """
         config = self.config
         model = self._new_model(architecture)
-        distiller = None if teacher is None else Distiller(model, teacher, config.distill_options())
+        distiller = None
+        if teacher is not None:
+            distiller = Distiller(model, teacher, config.distill_options(), seed=config.seed)
+            if distiller.adapter is not None:
+                self.say(
+                    f"{name}: 1x1 convolutions bring its maps of {model.channels} channels to the teacher's "
+                    f"{teacher.channels} where they are compared; they are trained with it and are not in its file"
+                )
         phase = Phase(
             name,
             config,

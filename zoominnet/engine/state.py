@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoominnet.engine.checkpoint import CheckpointError, load_state, newest_checkpoint
 from zoominnet.engine.distributed import Ranks
@@ -18,10 +18,12 @@ from zoominnet.models import RetinaNet
 
 FILE_NAMES = {"momentum_buffer": "momentum", "step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """What checkpoints call the optimisers' tensors."""
+ADAPTER = "adapter."
+"""Before the names of the adapter's tensors in checkpoints."""
 
 
 class TrainingState:
-    """Model, optimiser, loss scaler, position and watchers.
+    """Model, adapter, optimiser, loss scaler, position and watchers.
 
     Attributes:
         step: optimiser steps done.
@@ -36,20 +38,24 @@ class TrainingState:
         scaler: torch.amp.GradScaler,
         watchers: Sequence[Watcher],
         total_steps: int,
+        adapter: nn.Module | None = None,
     ) -> None:
+        self.adapter = adapter
         self.model, self.optimizer, self.scaler, self.watchers = model, optimizer, scaler, watchers
         self.total_steps = total_steps
         self.step = self.log_bytes = 0
         self.validation_due = False
 
     def tensors(self) -> dict[str, Tensor]:
-        """Of the optimiser and the watchers; the model's own are its state dict."""
+        """Of the optimiser, the adapter and the watchers; the model's own are its state dict."""
         found = {
             f"{FILE_NAMES[name]}.{i}": tensor
             for i, parameter in enumerate(self._parameters())
             for name, tensor in self.optimizer.state[parameter].items()
             if tensor is not None
         }
+        if self.adapter is not None:
+            found |= {f"{ADAPTER}{name}": tensor for name, tensor in self.adapter.state_dict().items()}
         for watcher in self.watchers:
             found |= {f"{type(watcher).__name__}.{name}": tensor for name, tensor in watcher.tensors().items()}
         return found
@@ -72,6 +78,11 @@ class TrainingState:
             raise ValueError(f"{min(odd)} is {model[min(odd)].dtype}, not {own[min(odd)].dtype}")
         self.model.load_state_dict(model)
         rest = dict(tensors)
+        of_adapter = {n.removeprefix(ADAPTER): rest.pop(n) for n in tensors if n.startswith(ADAPTER)}
+        if self.adapter is None and of_adapter:
+            raise ValueError("it has an adapter between teacher and student, this phase has none")
+        if self.adapter is not None:
+            self.adapter.load_state_dict(of_adapter)
         for watcher in self.watchers:
             prefix = f"{type(watcher).__name__}."
             watcher.load_tensors({n.removeprefix(prefix): rest.pop(n) for n in tensors if n.startswith(prefix)})

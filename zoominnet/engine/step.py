@@ -40,6 +40,7 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model = model
         self.distiller = distiller
+        self.adapter = None if distiller is None else distiller.adapter  # a module of this one: it is trained too
 
     def forward(self, images: Tensor, targets: list[dict[str, Tensor]]) -> StepLosses:
         """uint8 [B, 3, 2S, 2S] and targets in its pixels -> losses."""

@@ -79,7 +79,7 @@ class Phase:
         self.train_set, self.validate, self.folder, self.console = train_set, validate, folder, console
         self.ranks, self.device = ranks, ranks.device
         self.module: nn.Module = TrainingModule(model, distiller)
-        self.optimizer = build_optimizer(model, config)
+        self.optimizer = build_optimizer(self.module, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.plan = BatchPlan(
             len(train_set), config.batch_size, seed=config.seed, world_size=ranks.size, rank=ranks.rank
@@ -88,7 +88,8 @@ class Phase:
         self.total_steps = self.schedule.total_steps
         self.watched = Watched(name, config, model, self.total_steps, ranks, console)
         self.watchers = [watcher(self.watched) for watcher in WATCHERS]
-        self.state = TrainingState(model, self.optimizer, self.scaler, self.watchers, self.total_steps)
+        adapter = None if distiller is None else distiller.adapter
+        self.state = TrainingState(model, self.optimizer, self.scaler, self.watchers, self.total_steps, adapter)
         self.update = Update(config, self.schedule, self.optimizer, self.scaler, distiller, self.watchers, ranks)
         self.received: list[int] = []
         self.stop: int | None = None

@@ -38,10 +38,17 @@ def _convolution_with_bias(inputs: list[Any], outputs: list[Any]) -> Counter[str
     return products + Counter(bias=math.prod(get_shape(outputs[0])) if get_shape(inputs[2]) else 0)
 
 
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Queries [..., L, E], keys [..., S, E] and values [..., S, V]: scores, and the sum of values."""
+    queries, keys, values = (get_shape(each) for each in inputs[:3])
+    return math.prod(queries) * keys[-2] + math.prod(queries[:-1]) * math.prod(values[-2:])
+
+
 def count_gflops(model: nn.Module, image_size: int, *, convention: Literal["fvcore", "mmcv"] = "fvcore") -> float:
     """Multiply-adds of `model.predict_raw` for one image, in 1e9.
 
-    Counted are convolutions, matrix products and `nn.BatchNorm2d`; by the convention "mmcv" also one for each output of
+    Counted are convolutions, matrix products, attention and normalisations (BatchNorm 2 for each number, LayerNorm 5, by
+    fvcore's estimate); by the convention "mmcv" also one for each output of
     a convolution that has biases, and of a ReLU. So the paper's Table 3 counts. Other activations, additions and nearest
     upsampling (fvcore would count one per output; here none, whatever kernel does it) are not. The model runs once, in
     evaluation mode without gradients, on its own device; the mode of each of its modules is restored.
@@ -63,6 +70,7 @@ def count_gflops(model: nn.Module, image_size: int, *, convention: Literal["fvco
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             # A handle, since fvcore keeps its own where it is told None.
             analysis.set_op_handle("aten::upsample_nearest2d", lambda inputs, outputs: 0)
+            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
             if convention == "mmcv":
                 analysis.set_op_handle("aten::_convolution", _convolution_with_bias)
                 analysis.set_op_handle("aten::relu", elementwise_flop_counter(0, 1))

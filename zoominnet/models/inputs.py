@@ -9,8 +9,9 @@ from torch import Tensor
 
 from zoominnet.models.architectures import SIZE_DIVISOR
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of red, green and blue in 0..1, by which images are normalised."""
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def pad_to_batch(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

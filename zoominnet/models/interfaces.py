@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from zoominnet.kernels import AnchorGrid
+from zoominnet.models.inputs import IMAGENET, Normalisation
 
 LaPredictor = Literal["plain", "phase"]
 """How LA predicts: "plain" convolves the upsampled map, "phase" gives the same values from the small one."""
@@ -49,13 +50,26 @@ class Backbone(nn.Module):
 
     Attributes:
         channels: of C2, C3, C4 and C5.
+        normalisation: of the images that its weights were trained on.
     """
 
     channels: tuple[int, int, int, int]
+    normalisation: Normalisation = IMAGENET
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised [B, 3, H, W] -> C2, C3, C4, C5 at strides 4, 8, 16, 32."""
         raise NotImplementedError
+
+    def use_from(self, first: int) -> None:
+        """Told that nothing is computed from maps finer than C{first}: what those alone are made from need not train."""
+
+    def own_name(self, key: str) -> str | None:
+        """The name here of the tensor that files of this backbone's weights call `key`; None: as torchvision's files."""
+        return None
+
+    def synchronise_batchnorm(self) -> None:
+        """Puts SyncBatchNorm into the place of every BatchNorm."""
+        nn.SyncBatchNorm.convert_sync_batchnorm(self)
 
 
 class Neck(nn.Module):

@@ -16,9 +16,9 @@ from zoominnet.kernels import AnchorGrid
 from zoominnet.models.anchors import ANCHORS_PER_CELL, Anchors
 from zoominnet.models.architectures import ARCHITECTURES, SIZE_DIVISOR
 from zoominnet.models.assign import ASSIGNERS, Targets
-from zoominnet.models.backbones import BACKBONES
+from zoominnet.models.backbones import find_backbone
 from zoominnet.models.heads import HEADS
-from zoominnet.models.inputs import IMAGENET_MEAN, IMAGENET_STD, check_targets, pad_to_batch
+from zoominnet.models.inputs import Normalisation, check_targets, pad_to_batch
 from zoominnet.models.interfaces import LaPredictor, Outputs, Part, Predictions
 from zoominnet.models.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from zoominnet.models.necks import NECKS
@@ -36,13 +36,13 @@ class RetinaNet(nn.Module):
 
     ``model(images, targets)`` in training gives ``{"classification": Tensor, "bbox_regression": Tensor}``;
     ``model(images)`` in evaluation gives a list of ``{"boxes", "labels", "scores"}``. Images are float tensors
-    [3, H, W] in 0..1 (RGB); the ImageNet normalisation is inside. Boxes are (x1, y1, x2, y2) in the pixels of the
+    [3, H, W] in 0..1 (RGB); the backbone's normalisation is inside. Boxes are (x1, y1, x2, y2) in the pixels of the
     images that are fed; labels run from 0 to num_classes - 1. A target may hold "ignored": float [R, 4], regions whose
     anchors (more than half inside) train nothing.
 
     Args:
         name: one of `ARCHITECTURES`.
-        backbone: one of `BACKBONES`.
+        backbone: one of `BACKBONES`, or "timm:NAME".
         num_classes: without background.
         image_size: side of the square input that `anchor_grids` describes, px; other sizes are accepted too.
         channels: of the pyramid and the head towers (paper: 256).
@@ -50,6 +50,7 @@ class RetinaNet(nn.Module):
         stride_in_1x1, frozen_stages, norm_eval: of the backbone, see :class:`ResNetStages`.
         la_predictor: how "la" predicts, see :meth:`set_la_predictor`; the other models take no notice.
         assigner, classification_loss, box_loss: of `ASSIGNERS`, `CLASSIFICATION_LOSSES` and `BOX_LOSSES`.
+        normalisation: of the images. None: the backbone's.
         **postprocess: score_threshold, nms_threshold, candidates, max_detections, see :class:`PostProcess`.
     """
 
@@ -74,11 +75,12 @@ class RetinaNet(nn.Module):
         assigner: str = "max-iou",
         classification_loss: str = "focal",
         box_loss: str = "l1",
+        normalisation: Normalisation | None = None,
         **postprocess: Any,
     ) -> None:
         super().__init__()
         require_choice("model", name, ARCHITECTURES)
-        require_choice("backbone", backbone, BACKBONES)
+        make_backbone = find_backbone(backbone)
         require_choice("neck", neck, NECKS)
         require_choice("assigner", assigner, ASSIGNERS)
         require_choice("classification_loss", classification_loss, CLASSIFICATION_LOSSES)
@@ -96,17 +98,17 @@ class RetinaNet(nn.Module):
         self.postprocess = PostProcess(**postprocess)
 
         arch = self.architecture
-        self.backbone = BACKBONES[backbone](
-            stride_in_1x1=stride_in_1x1, frozen_stages=frozen_stages, norm_eval=norm_eval
-        )
+        self.backbone = make_backbone(stride_in_1x1=stride_in_1x1, frozen_stages=frozen_stages, norm_eval=norm_eval)
+        self.backbone.use_from(arch.first_level)
         self.fpn = NECKS[neck](self.backbone.channels, arch.first_level, arch.last_level, channels)
         self.head = HEADS[arch.head](
             num_classes, ANCHORS_PER_CELL, arch.head_depth, channels, upsample=arch.upsample_head
         )
         self.set_la_predictor(la_predictor)
         self.anchors = Anchors(arch)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.normalisation = normalisation or self.backbone.normalisation
+        for buffer, values in zip(("mean", "std"), self.normalisation, strict=True):
+            self.register_buffer(buffer, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.kernel_backend = "auto"
 
     def place(self, device: torch.device) -> RetinaNet:
@@ -227,7 +229,7 @@ def build_model(
 
     Args:
         name: "teacher" (feed it 2S px), "snet", "la", "fa-thin" or "fa" (feed them S px).
-        backbone: "resnet18", "resnet34", "resnet50" or "resnet101".
+        backbone: "resnet18", "resnet34", "resnet50" or "resnet101", or "timm:NAME" with a name of timm's.
         num_classes: without background.
         image_size: side of the input that the model itself is fed, px; a multiple of 32.
         **options: the other arguments of :class:`RetinaNet`.

@@ -17,6 +17,7 @@ from torchvision.models import WeightsEnum, get_model_weights, get_weight
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from zoominnet.errors import UserError
+from zoominnet.models.backbones.timm import PREFIX, fetch_pretrained
 from zoominnet.models.retinanet import RetinaNet
 from zoominnet.models.shipped import shipped_file
 
@@ -151,16 +152,41 @@ def fetch_state_dict(name: str, backbone: str) -> tuple[str, dict[str, Tensor]]:
         ) from error
 
 
+def fetch_timm_state_dict(name: str, backbone: str) -> tuple[str, dict[str, Tensor]]:
+    """timm's own weights of a backbone "timm:NAME", for the name "imagenet".
+
+    Returns:
+        What they are called and the state dict (downloaded to the hub's cache, or taken from it).
+    """
+    if name != "imagenet":
+        raise WeightsError(
+            f"--weights {name}: is torchvision's and not of {backbone}; give imagenet (timm's own), a file of timm's, or "
+            "none"
+        )
+    try:
+        return fetch_pretrained(backbone.removeprefix(PREFIX))
+    except OSError as error:
+        raise WeightsError(
+            f"--weights {name}: timm cannot get the weights of {backbone} ({error}); on a machine without internet give "
+            "--weights FILE (download the model.safetensors of https://huggingface.co/timm elsewhere), or --weights none "
+            "to start from random values"
+        ) from error
+    except UserError as error:
+        raise WeightsError(f"--weights {name}: {error}; give --weights FILE or none") from error
+
+
 def load_weights(model: RetinaNet, source: str | Path) -> LoadReport:
     """Copies every tensor of `source` that has a place in `model`, and reports the rest.
 
     Understands torchvision's ResNets, torchvision's RetinaNets (any version, mapped by pyramid stage: what belongs to
-    P3 there goes to P3 here, whichever level a model starts at) and this project's own state dicts. fp16 tensors are
+    P3 there goes to P3 here, whichever level a model starts at), timm's models where the backbone is one, and this
+    project's own state dicts. fp16 tensors are
     converted to the model's dtype.
 
     Args:
         model: changed in place.
-        source: a .safetensors, .pt or .pth file, the name of a shipped model, or a name for :func:`fetch_state_dict`.
+        source: a .safetensors, .pt or .pth file, the name of a shipped model, or a name for :func:`fetch_state_dict` or,
+            where the backbone is of timm, :func:`fetch_timm_state_dict`.
 
     Raises:
         WeightsError: not found, damaged, holding non-finite values, or nothing in it fits the backbone.
@@ -171,9 +197,13 @@ def load_weights(model: RetinaNet, source: str | Path) -> LoadReport:
     if path.suffix in (".safetensors", ".pt", ".pth") or path.exists():
         description, state = str(source), read_state_dict(path)
     else:
-        description, state = fetch_state_dict(str(source), model.backbone_name)
+        fetch = fetch_timm_state_dict if model.backbone_name.startswith(PREFIX) else fetch_state_dict
+        description, state = fetch(str(source), model.backbone_name)
 
-    renamed = {rename_key(key): key for key in state}
+    renamed = {}
+    for key in state:
+        of_backbone = model.backbone.own_name(key)
+        renamed[rename_key(key) if of_backbone is None else f"backbone.{of_backbone}"] = key
     own = model.state_dict()
     loaded, mismatched = [], []
     for name, tensor in own.items():

@@ -19,6 +19,8 @@ from zoominnet.data import ResizeMode
 from zoominnet.errors import UserError
 from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
 from zoominnet.models.backbones import BACKBONES
+from zoominnet.models.backbones.timm import PREFIX, TimmError, describe
+from zoominnet.models.inputs import Normalisation
 from zoominnet.models.necks import NECKS
 from zoominnet.models.weights import METADATA_KEY
 
@@ -38,6 +40,7 @@ class ModelInfo:
         name, backbone, num_classes, image_size, channels, stride_in_1x1, la_predictor, neck: arguments of
             :func:`zoominnet.models.build_model`.
         head: a name in :data:`zoominnet.models.heads.HEADS`.
+        normalisation: of the images; None, of files that do not say: the backbone's.
         class_names: of labels 0, 1, ...
         category_ids: of the training data's own numbering.
         config: the training configuration, for the record.
@@ -57,6 +60,7 @@ class ModelInfo:
     la_predictor: str = "plain"  # that of files that do not say, as the others below
     neck: str = "fpn"
     head: str = "retina"
+    normalisation: Normalisation | None = None
 
     def check(self) -> None:
         """Refuses what :func:`zoominnet.models.build_model` would not.
@@ -75,6 +79,7 @@ class ModelInfo:
             and isinstance(self.config, dict)
             and self.resize in get_args(ResizeMode)
             and is_ap(self.ap)
+            and (self.normalisation is None or is_normalisation(self.normalisation))
         ):
             raise ValueError("no description of a model")
 
@@ -106,12 +111,23 @@ class ModelInfo:
             la_predictor=model.la_predictor,
             neck=model.neck_name,
             head=model.head_name,
+            normalisation=model.normalisation,
         )
 
 
 def is_ap(value: object) -> bool:
     """Whether `value` can stand for an AP: None or a number from 0 to 1."""
     return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
+
+
+def is_normalisation(value: Any) -> bool:
+    """Whether `value` can be means in 0..1 and standard deviations over 0, of three colours each."""
+    means, deviations = value
+    return (
+        len(means) == len(deviations) == 3
+        and all(isinstance(each, float | int) and 0 <= each <= 1 for each in means)
+        and all(isinstance(each, float | int) and 0 < each <= 1 for each in deviations)
+    )
 
 
 def require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -160,6 +176,8 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
     try:
         fields = json.loads(metadata[METADATA_KEY])["info"]
         fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
+        if (normalisation := fields.get("normalisation")) is not None:
+            fields["normalisation"] = tuple(map(tuple, normalisation))
         info = ModelInfo(**fields)
         info.check()
         unknown = [
@@ -169,7 +187,7 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
                 ("backbone", info.backbone, list(BACKBONES)),
                 ("neck", info.neck, list(NECKS)),
             )
-            if name not in known
+            if name not in known and not (part == "backbone" and name.startswith(PREFIX))
         ]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(not_ours) from error
@@ -178,6 +196,11 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
             f"{file}: it has the {' and the '.join(unknown)}, which this version of zoominnet does not know; use the "
             "version that wrote it"
         )
+    if info.backbone.startswith(PREFIX):
+        try:
+            describe(info.backbone.removeprefix(PREFIX))
+        except TimmError as error:
+            raise CheckpointError(f"{file}: its backbone is {error}") from error
 
     def build() -> RetinaNet:
         return build_model(
@@ -189,6 +212,7 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
             stride_in_1x1=info.stride_in_1x1,
             la_predictor=info.la_predictor,
             neck=info.neck,
+            normalisation=info.normalisation,
             **options,
         )
 

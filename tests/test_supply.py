@@ -34,6 +34,8 @@ USES = {
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "tensorboard": "torch.utils.tensorboard"}
 OPTIONAL = {"triton"}
 """Used where it is there: torch's own dependency on Linux with CUDA."""
+EXTRAS = {"timm": {"timm"}}
+"""What `pip install zoominnet[EXTRA]` adds, for what only some need; imported by name where it is asked for."""
 
 
 def imports() -> set[str]:
@@ -106,6 +108,16 @@ def test_nothing_is_imported_that_is_not_asked_for() -> None:
     known = {IMPORTED_AS.get(name, name).split(".")[0] for name in BASE} | OPTIONAL | {"zoominnet", "kernels"}
     roots = {module.split(".")[0] for module in imports()}
     assert roots - set(sys.stdlib_module_names) - known == set()
+
+
+def test_extras_are_few_and_have_a_lower_bound_only() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    requirements = {extra: list(map(Requirement, asked)) for extra, asked in extras.items()}
+    assert {extra: {each.name for each in asked} for extra, asked in requirements.items()} == EXTRAS
+    assert all([s.operator for s in each.specifier] == [">="] for asked in requirements.values() for each in asked)
+    developed = {Requirement(each).name for each in PYPROJECT["dependency-groups"]["dev"]}
+    assert all(names <= developed for names in EXTRAS.values()), "what is not installed is not tested"
+    assert not {module.split(".")[0] for module in imports()} & set().union(*EXTRAS.values())
 
 
 @pytest.mark.parametrize("name", sorted(BASE))

@@ -17,9 +17,12 @@ from zoominnet.kernels import available_backends
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tyro", "rich", "pycocotools", "fvcore",
-    "tensorboard",
+    "tensorboard", "timm",
 )  # fmt: skip
-OPTIONAL = {"triton": "comes with torch's CUDA builds for Linux; needed for the triton backend only"}
+OPTIONAL = {
+    "triton": "comes with torch's CUDA builds for Linux; needed for the triton backend only",
+    "timm": "pip install zoominnet[timm]; needed for --backbone timm:NAME only",
+}
 
 
 def rows() -> list[tuple[str, str, str]]:

@@ -203,7 +203,7 @@ def test_a_teacher_from_another_run(
     assert before == {p: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     capsys.readouterr()
     for options, message in (
-        (("--backbone", "resnet34"), "its backbone is resnet18, this run's resnet34; give --backbone resnet18"),
+        (("--teacher-backbone", "resnet34"), "its backbone is resnet18, not resnet34; leave out --teacher-backbone"),
         (("--image-size", "96"), "trained at 128 px, but twice --image-size is 192 px; give --image-size 64"),
     ):
         assert tiny_train("--teacher", teacher, *options, out=options[1]) == 2
@@ -220,9 +220,9 @@ TEACHER = ModelInfo("teacher", "resnet18", 2, 128, 16, False, ("a", "b"), (1, 2)
     [
         ({}, None),
         ({"name": "fa"}, "holds a 'fa'; name the teacher folder"),
-        ({"backbone": "resnet34"}, "this run's resnet18; give --backbone resnet34"),
+        ({"backbone": "resnet34"}, None),
         ({"image_size": 192}, "trained at 192 px, .* is 128 px; give --image-size 96"),
-        ({"channels": 8}, "have 8 channels, this run's 16; give --channels 8"),
+        ({"channels": 8}, None),
         ({"config": {"resize": "letterbox"}}, "with --resize letterbox, this run has squash"),
         ({"class_names": ("b", "a")}, "has the classes b, a, synthetic a, b"),
     ],

@@ -47,11 +47,11 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
 def count_gflops(model: nn.Module, image_size: int, *, convention: Literal["fvcore", "mmcv"] = "fvcore") -> float:
     """Multiply-adds of `model.predict_raw` for one image, in 1e9.
 
-    Counted are convolutions, matrix products, attention and normalisations (BatchNorm 2 for each number, LayerNorm 5, by
-    fvcore's estimate); by the convention "mmcv" also one for each output of
-    a convolution that has biases, and of a ReLU. So the paper's Table 3 counts. Other activations, additions and nearest
-    upsampling (fvcore would count one per output; here none, whatever kernel does it) are not. The model runs once, in
-    evaluation mode without gradients, on its own device; the mode of each of its modules is restored.
+    Counted are convolutions, matrix products, attention and normalisations (BatchNorm 2 for each number, LayerNorm 5, as
+    fvcore estimates); by the convention "mmcv" also one for each output of a convolution that has biases, and of a ReLU.
+    So the paper's Table 3 counts. Other activations, additions and nearest upsampling (fvcore would count one per output;
+    here none, whatever kernel does it) are not. The model runs once, in evaluation mode without gradients, on its own
+    device; the mode of each of its modules is restored.
 
     Args:
         model: has `predict_raw(images: Tensor[1, 3, S, S])`, as the models of `zoominnet.models` have.

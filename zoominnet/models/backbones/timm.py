@@ -76,7 +76,8 @@ def describe(name: str) -> TimmModel:
     _require_known(timm, name)
     with _on_nothing():
         try:
-            info = timm.create_model(name, features_only=True).feature_info
+            net = timm.create_model(name, features_only=True)
+            info = net.feature_info
             strides = info.reduction(list(range(len(info))))
         except Exception as error:  # whatever a model that has no maps to give says
             raise TimmError(
@@ -85,15 +86,17 @@ def describe(name: str) -> TimmModel:
         if missing := [stride for stride in STRIDES if stride not in strides]:
             found = ", ".join(str(stride) for stride in sorted(set(strides)))
             raise TimmError(
-                f"{PREFIX}{name}: has maps of strides {found}, none of {' and '.join(map(str, missing))}; a backbone "
-                "needs 4, 8, 16 and 32: choose a MobileNet, EfficientNet, ConvNeXt, RepViT or another such model"
+                f"{PREFIX}{name}: has maps of strides {found}, but not of {' and '.join(map(str, missing))}; a "
+                "backbone needs 4, 8, 16 and 32: choose a MobileNet, EfficientNet, ConvNeXt, RepViT or another such model"
             )
         # Of several maps of a stride the last is the deepest.
         indices = tuple(max(i for i, stride in enumerate(strides) if stride == wanted) for wanted in STRIDES)
         height, width = PROBE
         try:
-            net = timm.create_model(name, features_only=True, out_indices=indices).eval()
-            maps = [_channels_first(net, each) for each in net(torch.empty(1, 3, height, width))]
+            if not set(indices) <= set(info.out_indices):
+                net = timm.create_model(name, features_only=True, out_indices=indices)
+            given = dict(zip(net.feature_info.out_indices, net.eval()(torch.empty(1, 3, height, width)), strict=True))
+            maps = [_channels_first(net, given[i]) for i in indices]
             names = [each for each, _ in net.named_parameters()]
             made_from = [
                 torch.autograd.grad(each.sum(), list(net.parameters()), retain_graph=True, allow_unused=True)
@@ -104,8 +107,12 @@ def describe(name: str) -> TimmModel:
                 f"{PREFIX}{name}: cannot take images of {height} x {width} px ({_first_line(error)}); a backbone needs "
                 "to take any multiples of 32: choose another model"
             ) from error
-    if (cells := [each.shape[-2:] for each in maps]) != [(height // s, width // s) for s in STRIDES]:
-        raise TimmError(f"{PREFIX}{name}: its maps are not of the strides that it says ({cells}); choose another model")
+    cells = [tuple(each.shape[-2:]) for each in maps]
+    if cells != [(height // stride, width // stride) for stride in STRIDES]:
+        raise TimmError(
+            f"{PREFIX}{name}: of an image of {height} x {width} px its maps have {', '.join(f'{h} x {w}' for h, w in cells)} "
+            "cells, which are not those of strides 4, 8, 16 and 32; choose another model"
+        )
     c2, c3, c4, c5 = (each.shape[1] for each in maps)
     return TimmModel(
         indices,
@@ -185,6 +192,7 @@ class TimmStages(Backbone):
         self.channels, self.normalisation, self._made_from = found.channels, found.normalisation, found.made_from
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.net = import_timm(name).create_model(name, features_only=True, out_indices=found.indices)
+        self._names = self.net.state_dict().keys()
         for module in self.net.modules():
             if isinstance(module, _DropoutNd):
                 module.p = 0.0
@@ -218,9 +226,8 @@ class TimmStages(Backbone):
 
     def own_name(self, key: str) -> str | None:
         """timm's names, of the whole model; in what gives maps they may have one dot less, or stand in "model"."""
-        own = self.net.state_dict().keys()
         candidates = (key, key.replace(".", "_", 1), f"model.{key}")
-        return next((f"net.{name}" for name in candidates if name in own), None)
+        return next((f"net.{name}" for name in candidates if name in self._names), None)
 
     def train(self, mode: bool = True) -> TimmStages:
         super().train(mode)

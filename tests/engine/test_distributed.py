@@ -157,6 +157,25 @@ def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_pa
 
 
 @pytest.mark.slow
+def test_f12_f17_two_ranks_train_an_adapter_as_one(alone: Path, options: list[str], tmp_path: Path) -> None:
+    """A student of fewer channels than its teacher: its gradients are averaged too, also where a share has no mask."""
+    arguments = [*options, "--channels", "6", "--teacher", str(alone / "teacher"), "--no-check-teacher"]
+    for size in (1, 2):
+        statuses, talk = train_in_ranks(
+            size, [*arguments, "--out", str(tmp_path / str(size))], tmp_path / f"talk {size}"
+        )
+        assert statuses == [0] * size, talk
+    one, two = (tmp_path / size / "student" for size in ("1", "2"))
+    assert_same_training(one, two)
+    first, second = (
+        load_file(list_checkpoints(run / "checkpoints")[-1] / "optimizer.safetensors") for run in (one, two)
+    )
+    adapters = [name for name in first if name.startswith("adapter.")]
+    assert len(adapters) == 10
+    assert all(torch.allclose(first[name], second[name], rtol=1e-4, atol=1e-5) for name in adapters)
+
+
+@pytest.mark.slow
 def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, tmp_path: Path) -> None:
     """Three images over four ranks: one has none to predict."""
     for size in (1, 4):

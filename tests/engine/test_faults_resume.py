@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from devices import each_device
 from fault_runs import QUICK, STEPS, TINY, TinyRun, digest, steps_done
+from safetensors.torch import load_file
 
+from zoominnet.engine.checkpoint import MODEL, OPTIMIZER, newest_checkpoint
 from zoominnet.train import main as train_main
 
 KILLS = 25
@@ -61,6 +63,24 @@ def test_f01_killed_three_times_mid_epoch(
     assert len(re.findall(rf"^ *device +{device} \(", text, re.MULTILINE)) == 4
     assert text.count("teacher: going on from") == 3
     assert text.count("student: going on from") == 2
+
+
+@pytest.mark.slow
+def test_f01_killed_with_an_adapter(tmp_path: Path) -> None:
+    """A teacher of more channels: what brings the student's maps to them goes on as well, weights and optimiser."""
+    options = [*QUICK, "--teacher-channels", "12", "--optimizer", "adamw", "--lr", "0.002"]
+    assert TinyRun(tmp_path / "whole", *options).wait() == 0
+    out = tmp_path / "run"
+    run_and_kill(out, 5, 0.0, *options)
+    run_and_kill(out, 19, 0.1, *options, "--resume")
+    resume(out, *options)
+    whole = digest(tmp_path / "whole")
+    assert digest(out) == whole
+    file = newest_checkpoint(out / "student" / "checkpoints")[0]
+    assert file is not None
+    assert any(name.startswith("adapter.") for name in load_file(file / OPTIMIZER))
+    assert not [name for name in load_file(file / MODEL) if "adapter" in name or "convs" in name]
+    assert (tmp_path / "run.txt").read_text().count("bring its maps of 8 channels to the teacher's 12") == 2
 
 
 @pytest.mark.slow

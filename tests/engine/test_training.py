@@ -234,6 +234,82 @@ def test_a_teacher_that_does_not_fit_is_refused(change: dict[str, Any], message:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher_backbone": "resnet18", "teacher_channels": 16}, None),
+        ({"teacher_backbone": "resnet34"}, "its backbone is resnet18, not resnet34; leave out --teacher-backbone"),
+        ({"teacher_channels": 8}, "have 16 channels, not 8; leave out --teacher-channels"),
+    ],
+)
+def test_a_teachers_file_tells_what_it_is(options: dict[str, Any], message: str | None) -> None:
+    config = TrainConfig(backbone="resnet34", channels=8, image_size=64, teacher="there", **options)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_teacher_fits(config, TEACHER, ("a", "b"))
+
+
+def test_teacher_and_student_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"backbone": "resnet18", "image_size": 64, "channels": 8, "device": "cpu"}
+    config = TrainConfig(
+        **options, teacher_backbone="resnet34", teacher_channels=12, weights="none", teacher_weights="file.safetensors",
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert config.made_of("teacher") == ("resnet34", 12, "file.safetensors")
+    assert config.made_of("fa") == ("resnet18", 8, "none")
+    loaded = []
+    monkeypatch.setattr("zoominnet.engine.run.load_weights", lambda model, weights: loaded.append(weights) or Nothing())
+    run = Run(config, Console(quiet=True), Ranks(torch.device("cpu")))
+    run.val = SimpleNamespace(class_names=("a", "b"))  # type: ignore[assignment]
+    teacher, student = run._new_model("teacher"), run._new_model("fa")
+    assert (teacher.backbone_name, teacher.channels) == ("resnet34", 12)
+    assert (student.backbone_name, student.channels) == ("resnet18", 8)
+    assert loaded == ["file.safetensors"]
+    # What begins with random values trains whole, what begins with a file as the options say.
+    assert (teacher.backbone.frozen_stages, teacher.backbone.norm_eval) == (1, True)
+    assert (student.backbone.frozen_stages, student.backbone.norm_eval) == (0, False)
+
+
+class Nothing:
+    def lines(self) -> list[str]:
+        return []
+
+
+@pytest.mark.slow
+def test_a_timm_student_of_another_teacher_through_the_command(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--backbone", "timm:mobilenetv3_small_050", "--max-steps", "1"]
+    assert tiny_train(*options, "--teacher-backbone", "resnet18", "--teacher-channels", "24", out="first") == 0
+    run = tmp_path / "first"
+    assert "student: 1x1 convolutions bring its maps of 16 channels to the teacher's 24" in capsys.readouterr().out
+    student, told = load_model(run / "student")
+    _, of_teacher = load_model(run / "teacher")
+    assert (told.backbone, told.channels) == ("timm:mobilenetv3_small_050", 16)
+    assert (of_teacher.backbone, of_teacher.channels) == ("resnet18", 24)
+    assert set(last_weights(run / "student")) == set(student.state_dict())
+    assert "distill" in metrics(run / "student")[0]
+    result = json.loads((run / "result.json").read_text())["models"]
+    assert result["student"]["parameters"] == sum(p.numel() for p in student.parameters())
+    assert result["student"]["gflops"] < result["teacher"]["gflops"]
+
+    # Its file tells what the teacher is; --lambda-distill 0 and --no-distill have neither teacher nor adapter.
+    assert tiny_train(*options, "--teacher", str(run / "teacher"), out="second") == 0
+    assert_same_weights(run / "student", tmp_path / "second" / "student")
+    alone = [*options, "--teacher-channels", "24"]
+    capsys.readouterr()
+    for out, without in (("none", ["--no-distill"]), ("zero", ["--lambda-distill", "0"])):
+        assert tiny_train(*alone, *without, out=out) == 0
+        said = capsys.readouterr().out
+        assert "--teacher-channels 24: not used, for nothing is distilled" in said
+        assert "1x1 convolutions" not in said
+    assert_same_weights(tmp_path / "none" / "student", tmp_path / "zero" / "student")
+    evaluate = ["--workers", "0", "--device", "cpu", "--latency-repeats", "2", "--synthetic-images", "2", "--json"]
+    assert evaluate_main([str(run), *evaluate, str(tmp_path / "scores.json")]) == 0
+    cost = json.loads((tmp_path / "scores.json").read_text())["cost"]
+    assert cost["gflops"] == result["student"]["gflops"]
+    assert cost["latency"]["median_ms"] > 0
+
+
+@pytest.mark.parametrize(
     ("ap", "trained", "warning"),
     [
         (0.41, 0.5, ""),
@@ -429,6 +505,14 @@ BAD = [
     (["--resume"], 2, "config.json does not exist"),
     (["--seed", "99999999999999999999999"], 2, "--seed: 99999999999999999999999 is not below 2**63"),
     (["--images", "here"], 2, "--images: synthetic scenes are not in files"),
+    (["--backbone", "resnet51"], 2, "--backbone: resnet51 is not one of resnet18, resnet34, resnet50, resnet101"),
+    (["--teacher-backbone", "timm:mobilnet_v4"], 2, "--teacher-backbone timm:mobilnet_v4: timm"),
+    (["--teacher-channels", "0"], 2, "--teacher-channels: 0 is not at least 1"),
+    (
+        ["--teacher", "here", "--teacher-weights", "none"],
+        2,
+        "--teacher-weights none: the teacher here is trained already",
+    ),
 ]
 
 

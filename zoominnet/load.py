@@ -7,30 +7,33 @@ from typing import Any
 
 from zoominnet.command import choose_device
 from zoominnet.engine.checkpoint import load_model
-from zoominnet.models import RetinaNet
+from zoominnet.prediction import Detector
 
 
-def load(path: str | Path, *, device: str = "cpu", **options: Any) -> RetinaNet:
+def load(path: str | Path, *, device: str = "cpu", **options: Any) -> Detector:
     """A trained model, in evaluation mode, its weights verified where they are in a checkpoint.
 
     Args:
-        path: a run folder (its best student), a checkpoint folder, or a model.safetensors file.
+        path: a run folder (its best student), a checkpoint folder, a model.safetensors file, or the name of a model that is
+            shipped.
         device: "cpu", "cuda", "cuda:N", or "auto" (cuda if there is one).
-        **options: score_threshold, nms_threshold, candidates, max_detections, see
-            :class:`zoominnet.models.postprocess.PostProcess`.
+        **options: score_threshold, nms_threshold, candidates, max_detections of direct calls, see
+            :class:`zoominnet.models.postprocess.PostProcess`; `predict` has its own.
 
     Returns:
-        The model; its `class_names` are those of the labels 0, 1, ... It takes a list of float images [3, H, W] in 0..1
-        (RGB) and gives a dict of "boxes" (x1, y1, x2, y2 px), "scores" and "labels" for each.
+        The model. Its `predict` takes images of any size as files, arrays or tensors. Called directly it takes a list of
+        float images [3, H, W] in 0..1 (RGB) and gives a dict of "boxes" (x1, y1, x2, y2 px), "scores" and "labels" for
+        each, as torchvision's detectors do. Its `class_names` are those of the labels 0, 1, ...
 
     Raises:
         UserError: missing, damaged, not written by this project, or there is no such device.
 
     Example:
-        >>> model = zoominnet.load("runs/fa", score_threshold=0.3)
-        >>> [found] = model([torch.rand(3, 512, 512)])
-        >>> [model.class_names[label] for label in found["labels"]]
+        >>> model = zoominnet.load("runs/fa")
+        >>> result = model.predict("street.jpg")
+        >>> result.names
         ['car', 'pedestrian']
+        >>> [found] = model([torch.rand(3, 512, 512)])
     """
-    model, _ = load_model(Path(path), **options)
-    return model.place(choose_device(device))
+    model, info = load_model(Path(path), **options)
+    return Detector(model, info, Path(path)).place(choose_device(device))

@@ -201,14 +201,21 @@ def _decode_with_pillow(path: Path) -> Tensor:
         raise ImageError(f"{path}: not decoded while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: leave it False")
     # Not by its name: Pillow maps such a file into memory, and then garbles TIFFs (L, P, RGBA, CMYK) that lie sideways.
     with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-        if image.mode.startswith("I;16"):
-            gray = (np.asarray(image) >> 8).astype(np.uint8)
-            pixels = np.repeat(gray[:, :, None], 3, axis=2)
-        elif image.mode in _PILLOW_MODES_TO_RGB:
-            pixels = np.array(image.convert("RGB"))
-        else:
+        pixels = rgb_of(image)
+        if pixels is None:
             raise ImageError(f"{path}: pixels of mode {image.mode!r} have no defined brightness: save it as 8-bit RGB")
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def rgb_of(image: Image.Image) -> np.ndarray | None:
+    """uint8 [H, W, 3] of an image that Pillow opened; alpha is left out, of 16-bit images the high byte is kept.
+
+    None where its mode has no defined brightness.
+    """
+    if image.mode.startswith("I;16"):
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB")) if image.mode in _PILLOW_MODES_TO_RGB else None
 
 
 def inspect_images(

@@ -1,0 +1,187 @@
+"""Results drawn by `supervision`, for objects of a few pixels: thin lines around them, not over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from zoominnet.prediction.extras import extra
+
+if TYPE_CHECKING:
+    from zoominnet.prediction.result import Result
+
+LabelMode = Literal["auto", "on", "off"]
+
+PALETTE = (
+    *("#00e5ff", "#ff4fd8", "#ffe600", "#ff3b30", "#39ff5a", "#ff9500", "#8f8bff", "#ffffff", "#b6ff00", "#ff9ebb"),
+    *("#00c9a7", "#d28bff", "#e0b07a", "#4da3ff", "#a8ffe0", "#ff7a59", "#d4d400", "#c0d6ff", "#7dd87d", "#ffc8f5"),
+)
+"""Colours of the labels 0, 1, ..., in turn: light ones, that stand out from ground, road and shadow, with dark text."""
+
+_TEXT = "#101014"
+_PX_A_LINE = 1600
+"""A line is 1 px wide for so many px of the image's longer side."""
+
+
+def require_drawing() -> Any:
+    """The package `supervision`.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return extra("supervision", "drawing")
+
+
+def draw(
+    result: Result, *, labels: LabelMode = "auto", legend: bool = True, legend_classes: tuple[int, ...] | None = None
+) -> Image.Image:
+    """The image of a result with its boxes, RGB.
+
+    Lines are 1 px wide, more in large images, and lie around the boxes. With `labels` "auto" a box has its class and score
+    where they cover no other box, no other label, and no more of the image than the box itself; above it, else below or
+    beside. The legend is a strip below the image, so that all that is above has the image's own pixels.
+
+    Args:
+        labels: "on" draws all of them, "off" none.
+        legend: draw it.
+        legend_classes: labels that the legend always names, in this order, for films, whose pictures must be of one size;
+            None: those that were found, by falling number.
+
+    Raises:
+        UserError: `supervision` is not installed.
+    """
+    sv = require_drawing()
+    scene = Image.fromarray(result.image.permute(1, 2, 0).numpy())
+    boxes, found = result.boxes.numpy().astype(float), result.labels.numpy()
+    longest = max(scene.size)
+    line = max(1, round(longest / _PX_A_LINE))
+    palette = sv.ColorPalette.from_hex(list(PALETTE))
+    if len(result):
+        # The least certain first, so that the most certain is seen where lines cross.
+        order = np.arange(len(result))[::-1]
+        around = np.concatenate((np.floor(boxes[:, :2]) - line, np.ceil(boxes[:, 2:]) + line - 1), axis=1)
+        detections = sv.Detections(xyxy=around[order], class_id=found[order])
+        pixels = np.ascontiguousarray(np.asarray(scene)[:, :, ::-1])  # supervision draws in BGR
+        pixels = _box_annotator(sv, palette, line).annotate(scene=pixels, detections=detections)
+        scene = Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1]))
+    if labels != "off" and len(result):
+        texts = [f"{name} {score:.2f}" for name, score in zip(result.names, result.scores.tolist(), strict=True)]
+        scene = _draw_labels(sv, scene, palette, boxes, found, texts, line, every=labels == "on")
+    if legend:
+        counts = Counter(found.tolist())
+        entries = [label for label, _ in counts.most_common()] if legend_classes is None else list(legend_classes)
+        scene = _with_legend(scene, [(label, result.class_names[label], counts[label]) for label in entries])
+    return scene
+
+
+def _box_annotator(sv: Any, palette: Any, line: int) -> Any:
+    return sv.BoxAnnotator(color=palette, thickness=line)
+
+
+def font_size(longest: int) -> int:
+    """Of labels and legend in an image whose longer side has so many px."""
+    return max(10, round(longest / 110))
+
+
+_PLACES = ("TOP_LEFT", "BOTTOM_LEFT", "TOP_RIGHT", "BOTTOM_RIGHT")
+
+
+def _draw_labels(
+    sv: Any,
+    scene: Image.Image,
+    palette: Any,
+    boxes: np.ndarray,
+    found: np.ndarray,
+    texts: list[str],
+    line: int,
+    *,
+    every: bool,
+) -> Image.Image:
+    size, padding = font_size(max(scene.size)), 2
+    font = ImageFont.load_default(size)
+    ruler = ImageDraw.Draw(scene)
+    taken = boxes.copy()
+    places: dict[str, list[int]] = {}
+    for i, text in enumerate(texts):
+        left, top, right, bottom = ruler.textbbox((0, 0), text, font=font)
+        width, height = right - left + 2 * padding, bottom - top + 2 * padding
+        place = _place_of(i, width, height + line, boxes, taken, scene.size)
+        if place is None and every:
+            place = "TOP_LEFT", (0.0, 0.0, 0.0, 0.0)
+        if place is not None:
+            places.setdefault(place[0], []).append(i)
+            taken = np.concatenate((taken, [place[1]]))
+    for name, members in places.items():
+        annotator = sv.RichLabelAnnotator(
+            color=palette,
+            text_color=sv.Color.from_hex(_TEXT),
+            font_size=size,
+            text_padding=padding,
+            text_position=getattr(sv.Position, name),
+            text_offset=(0, -line if name.startswith("TOP") else line),
+        )
+        detections = sv.Detections(xyxy=boxes[members], class_id=found[members])
+        scene = annotator.annotate(scene=scene, detections=detections, labels=[texts[i] for i in members])
+    return scene
+
+
+def _place_of(
+    i: int, width: float, height: float, boxes: np.ndarray, taken: np.ndarray, image_size: tuple[int, int]
+) -> tuple[str, tuple[float, float, float, float]] | None:
+    """Where the label of box `i` hides nothing, as supervision names it, and the label's own box; None where nowhere.
+
+    Args:
+        width, height: of the label, px.
+        taken: boxes [M, 4] that it must not cover: those of all objects, its own first at `i`, and of labels.
+    """
+    x1, y1, x2, y2 = boxes[i]
+    if width * height > 4 * max((x2 - x1) * (y2 - y1), 64):
+        return None  # a label far larger than its object says more about the ground that it hides
+    spots = {
+        "TOP_LEFT": (x1, y1 - height, x1 + width, y1),
+        "BOTTOM_LEFT": (x1, y2, x1 + width, y2 + height),
+        "TOP_RIGHT": (x2 - width, y1 - height, x2, y1),
+        "BOTTOM_RIGHT": (x2 - width, y2, x2, y2 + height),
+    }
+    others = np.delete(taken, i, axis=0)
+    for name in _PLACES:
+        left, top, right, bottom = spots[name]
+        if left < 0 or top < 0 or right > image_size[0] or bottom > image_size[1]:
+            continue
+        hit = (others[:, 0] < right) & (others[:, 2] > left) & (others[:, 1] < bottom) & (others[:, 3] > top)
+        if not hit.any():
+            return name, spots[name]
+    return None
+
+
+def _with_legend(scene: Image.Image, entries: list[tuple[int, str, int]]) -> Image.Image:
+    """The picture with a strip below it: of each (label, name, number) the colour and the words."""
+    size = font_size(max(scene.size))
+    font = ImageFont.load_default(size)
+    ruler = ImageDraw.Draw(scene)
+    gap, row = size, round(size * 1.8)
+    texts = [f"{name} {count}" for _, name, count in entries] or ["nothing found"]
+    # Room for numbers of four digits, so that the words of a film stand still.
+    widths = [ruler.textlength(f"{name} 0000", font=font) for _, name, _ in entries] or [0]
+    spots, x, y = [], gap, 0
+    for width in widths:
+        if x > gap and x + size + gap // 2 + width + gap > scene.width:
+            x, y = gap, y + row
+        spots.append((x, y))
+        x += round(size + gap // 2 + width + gap)
+    strip = Image.new("RGB", (scene.width, y + row), _TEXT)
+    pen = ImageDraw.Draw(strip)
+    middle = row // 2
+    for (x, y), text, entry in zip(spots, texts, entries or [None], strict=True):
+        if entry is not None:
+            top = y + middle - size // 2
+            pen.rectangle((x, top, x + size - 1, top + size - 1), fill=PALETTE[entry[0] % len(PALETTE)])
+            x += size + gap // 2
+        pen.text((x, y + middle), text, font=font, fill="#ffffff", anchor="lm")
+    picture = Image.new("RGB", (scene.width, scene.height + strip.height))
+    picture.paste(scene, (0, 0))
+    picture.paste(strip, (0, scene.height))
+    return picture

@@ -1,0 +1,180 @@
+"""Large images in slices that overlap, and the boxes of all slices made into one list.
+
+Every slice is a view of the image, and so is the whole image, scaled down. An object is found in each view that shows it,
+whole or in part. What is made of that:
+
+1. A box away from the slice's borders is of a **whole** object. Whole boxes of one object differ little, so that class-wise
+   NMS leaves the best.
+2. A box at a border that is not the image's is a **piece**. A piece goes into a whole box of its class that covers half of
+   it: an object smaller than the overlap lies whole in the next slice.
+3. Pieces left over are of objects larger than the overlap. Two of neighbouring slices are of one object where, in the
+   strip that both slices see, they cover half of the smaller; they become the box around both.
+4. What the whole image shows is whole, and larger than it is sharp: a box smaller than the overlap stands only where no
+   slice has one, as rule 2 decides; a larger one enters rule 1.
+
+Two boxes of one view are never one object: the model's own NMS has judged them.
+
+SAHI's default (greedy merging of all boxes that cover half of the smaller) does 2 and 3 to every pair of boxes, wherever
+they lie. In crowds of small objects, a box that half hides another swallows it. Here only what a border cut can go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+COVERED = 0.5
+"""Share of the smaller box from which two boxes are taken for views of one object."""
+BORDER = 1 / 64
+"""A box so near to a slice's border, as a share of the slice's side, is taken for cut: at 512 px 8, one cell of the finest
+map."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of an image that the model is shown.
+
+    Attributes:
+        box: (x1, y1, x2, y2) px, whole numbers, in the image.
+        whole: it is the whole image.
+    """
+
+    box: tuple[int, int, int, int]
+    whole: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.box[2] - self.box[0]
+
+    @property
+    def height(self) -> int:
+        return self.box[3] - self.box[1]
+
+
+def views_of(width: int, height: int, size: int, overlap: float) -> list[View]:
+    """The slices of an image, row by row, and the whole of it, last; only the whole where it is no larger than a slice.
+
+    The last slice of a row or column is moved back to end with the image, so that all have the same size.
+
+    Args:
+        width, height: of the image, px.
+        size: side of a slice, px; of a smaller image, the image's.
+        overlap: of neighbouring slices, as a share of `size`, in [0, 1).
+    """
+    whole = View((0, 0, width, height), whole=True)
+    if width <= size and height <= size:
+        return [whole]
+    step = max(1, size - int(overlap * size))
+    return [
+        *(
+            View((x, y, min(x + size, width), min(y + size, height)))
+            for y in _starts(height, size, step)
+            for x in _starts(width, size, step)
+        ),
+        whole,
+    ]
+
+
+def _starts(length: int, size: int, step: int) -> list[int]:
+    last = max(0, length - size)
+    return [*range(0, last, step), last]
+
+
+def merge_views(
+    found: Sequence[tuple[View, Tensor, Tensor, Tensor]],
+    image_size: tuple[int, int],
+    *,
+    overlap: float,
+    iou: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of an image from those of its views, as the module says.
+
+    Args:
+        found: of each view its boxes, float [N, 4] in px of the image, scores float [N] and labels int64 [N].
+        image_size: (width, height) px.
+        overlap: in px, what neighbouring slices share.
+        iou: over which the lower score of two whole boxes of a class goes.
+
+    Returns:
+        Boxes [M, 4], scores [M], falling, and labels [M].
+    """
+    boxes, scores, labels = (torch.cat([each[i] for each in found]) for i in (1, 2, 3))
+    counts = torch.tensor([len(each[2]) for each in found])
+    source = torch.repeat_interleave(torch.arange(len(found)), counts)
+    view_boxes = torch.tensor([view.box for view, *_ in found], dtype=boxes.dtype)[source]
+    of_whole = torch.tensor([view.whole for view, *_ in found])[source]
+
+    small = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) <= overlap
+    doubtful = torch.where(of_whole, small, _is_cut(boxes, view_boxes, image_size))
+    sure = torch.nonzero(~doubtful)[:, 0]
+    sure = sure[batched_nms(boxes[sure], scores[sure], labels[sure], iou)]
+    scores = scores.clone()
+    kept = [(boxes[sure], sure)]
+    for label in labels[doubtful].unique():
+        mine = torch.nonzero(doubtful & (labels == label))[:, 0]
+        whole = sure[labels[sure] == label]
+        share = _covered(boxes[mine], boxes[whole])
+        share[source[mine][:, None] == source[whole][None]] = 0
+        best, into = share.max(dim=1) if len(whole) else (share.new_zeros(len(mine)), mine)
+        absorbed = best >= COVERED
+        if len(whole):
+            scores.scatter_reduce_(0, whole[into[absorbed]], scores[mine[absorbed]], "amax")
+        kept.append(_join(mine[~absorbed], boxes, scores, source, view_boxes))
+    final_boxes, index = (torch.cat([each[i] for each in kept]) for i in (0, 1))
+    order = scores[index].argsort(descending=True, stable=True)
+    index = index[order]
+    return final_boxes[order], scores[index], labels[index]
+
+
+def _is_cut(boxes: Tensor, views: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Whether each box lies at a border of its view that is none of the image's."""
+    width, height = image_size
+    margin = (views[:, 2:] - views[:, :2]) * BORDER
+    near = torch.cat((boxes[:, :2] - views[:, :2] < margin, views[:, 2:] - boxes[:, 2:] < margin), dim=1)
+    inside = torch.cat((views[:, :2] > 0, views[:, 2:] < views.new_tensor([width, height])), dim=1)
+    return (near & inside).any(dim=1)
+
+
+def _covered(first: Tensor, second: Tensor) -> Tensor:
+    """Of boxes [N, 4] and [M, 4] the intersection as a share of the smaller, [N, M]; 0 where that has no area."""
+    corner = torch.maximum(first[:, None, :2], second[None, :, :2])
+    sides = (torch.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clamp(min=0)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) for boxes in (first, second)]
+    smaller = torch.minimum(areas[0][:, None], areas[1][None])
+    return torch.where(smaller > 0, sides.prod(dim=2) / smaller, 0)
+
+
+def _join(mine: Tensor, boxes: Tensor, scores: Tensor, source: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Pieces of one class, by index, to the boxes around those of one object, and the index of each one's best piece."""
+    mine = mine[scores[mine].argsort(descending=True, stable=True)]
+    alone = _pieces_match(boxes[mine], views[mine], source[mine])
+    left = torch.ones(len(mine), dtype=torch.bool)
+    around, best = [boxes.new_zeros(0, 4)], []
+    for first in range(len(mine)):
+        if not left[first]:
+            continue
+        group, left[first] = [first], False
+        for member in group:  # grows while it is walked
+            joined = torch.nonzero(alone[member] & left)[:, 0].tolist()
+            left[joined] = False
+            group.extend(joined)
+        members = boxes[mine[group]]
+        around.append(torch.cat((members[:, :2].amin(dim=0), members[:, 2:].amax(dim=0)))[None])
+        best.append(mine[first])
+    return torch.cat(around), torch.stack(best) if best else mine
+
+
+def _pieces_match(boxes: Tensor, views: Tensor, source: Tensor) -> Tensor:
+    """Which of N pieces are of one object, bool [N, N]: in the strip that both views show, they cover each other."""
+    corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    sides = (torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corner).clamp(min=0)
+    # Each piece lies in its own view already: cut to the other's, it lies in the strip.
+    low = torch.maximum(boxes[:, None, :2], views[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], views[None, :, 2:])
+    area = (high - low).clamp(min=0).prod(dim=2)
+    smaller = torch.minimum(area, area.T)
+    return (smaller > 0) & (sides.prod(dim=2) >= COVERED * smaller) & (source[:, None] != source[None])

@@ -4,12 +4,14 @@
 
     result = zoominnet.train(zoominnet.TrainConfig(data="DATA", out="runs/fa"))
     scores = zoominnet.evaluate(zoominnet.EvaluateConfig("runs/fa", data="DATA"))
-    model = zoominnet.load("runs/fa")  # calls like torchvision's detectors
+    model = zoominnet.load("runs/fa")
+    model.predict("street.jpg").plot("out.jpg")
+    zoominnet.predict(zoominnet.PredictConfig("runs/fa", ["photos"]))  # folders and videos, to files
     model = zoominnet.build_model("fa", "resnet18", num_classes=3, image_size=256)
 
 The names above are imported when they are first asked for: importing this package loads no torch, compiles nothing and
-touches no GPU. The kernels live in :mod:`zoominnet.kernels`. ``python -m zoominnet.train``, ``.evaluate``, ``.data`` and
-``.doctor`` are the commands.
+touches no GPU. The kernels live in :mod:`zoominnet.kernels`. ``python -m zoominnet.train``, ``.evaluate``, ``.predict``,
+``.data`` and ``.doctor`` are the commands.
 """
 
 import importlib
@@ -22,18 +24,31 @@ if TYPE_CHECKING:
     from zoominnet.evaluate import EvaluateConfig, evaluate
     from zoominnet.load import load
     from zoominnet.models import build_model
+    from zoominnet.predict import PredictConfig, predict
     from zoominnet.train import train
 
 __version__ = "0.1.0"
 
-__all__ = ["EvaluateConfig", "TrainConfig", "__version__", "build_model", "evaluate", "load", "train"]
+__all__ = [
+    "EvaluateConfig",
+    "PredictConfig",
+    "TrainConfig",
+    "__version__",
+    "build_model",
+    "evaluate",
+    "load",
+    "predict",
+    "train",
+]
 
 _HOMES = {
     "EvaluateConfig": "zoominnet.evaluate",
+    "PredictConfig": "zoominnet.predict",
     "TrainConfig": "zoominnet.config",
     "build_model": "zoominnet.models",
     "evaluate": "zoominnet.evaluate",
     "load": "zoominnet.load",
+    "predict": "zoominnet.predict",
     "train": "zoominnet.train",
 }
 

@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "train": "train a teacher and distil a student",
     "evaluate": "measure a trained model: COCO and VisDrone protocols, speed, size",
+    "predict": "find objects in images and videos",
     "data": "check or convert a data set",
     "models": "the models that come with the package",
     "demo": "minutes on a laptop: a teacher, a student without and with distillation, and what they find",

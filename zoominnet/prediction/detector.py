@@ -116,7 +116,7 @@ class Detector(nn.Module):
         return self
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]
         self,
         source: ImageInput,
         *,
@@ -272,7 +272,9 @@ class Detector(nn.Module):
             geometries.append(geometry)
         tensor = torch.stack(inputs).to(self.device).float() / 255
         process = PostProcess(options.conf, options.iou, max_detections=options.max_det)
-        for (image, index), geometry, output in zip(batch, geometries, self.detect(tensor, process, labels), strict=True):
+        for (image, index), geometry, output in zip(
+            batch, geometries, self.detect(tensor, process, labels), strict=True
+        ):
             view = image.views[index]
             boxes = geometry.to_original(output["boxes"].float().cpu())
             boxes[:, 0::2] = boxes[:, 0::2].clamp(0, view.width) + view.box[0]

@@ -138,7 +138,7 @@ def _place_of(
         taken: boxes [M, 4] that it must not cover: those of all objects, its own first at `i`, and of labels.
     """
     x1, y1, x2, y2 = boxes[i]
-    if width * height > 4 * max((x2 - x1) * (y2 - y1), 64):
+    if width * height > 3 * max((x2 - x1) * (y2 - y1), 64):
         return None  # a label far larger than its object says more about the ground that it hides
     spots = {
         "TOP_LEFT": (x1, y1 - height, x1 + width, y1),
@@ -175,11 +175,11 @@ def _with_legend(scene: Image.Image, entries: list[tuple[int, str, int]]) -> Ima
     strip = Image.new("RGB", (scene.width, y + row), _TEXT)
     pen = ImageDraw.Draw(strip)
     middle = row // 2
-    for (x, y), text, entry in zip(spots, texts, entries or [None], strict=True):
-        if entry is not None:
-            top = y + middle - size // 2
-            pen.rectangle((x, top, x + size - 1, top + size - 1), fill=PALETTE[entry[0] % len(PALETTE)])
-            x += size + gap // 2
+    colours = [PALETTE[label % len(PALETTE)] for label, _, _ in entries] or [_TEXT]
+    for (x, y), text, colour in zip(spots, texts, colours, strict=True):
+        top = y + middle - size // 2
+        pen.rectangle((x, top, x + size - 1, top + size - 1), fill=colour)
+        x += size + gap // 2
         pen.text((x, y + middle), text, font=font, fill="#ffffff", anchor="lm")
     picture = Image.new("RGB", (scene.width, scene.height + strip.height))
     picture.paste(scene, (0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -93,10 +94,8 @@ def _from_pillow(image: Image.Image) -> Tensor:
     except Exception as error:  # a damaged file can make Pillow's decoders raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ImageError(f"{getattr(image, 'filename', '') or 'the PIL image'}: cannot be decoded: {reason}") from error
-    try:
+    with suppress(Exception):  # an EXIF block that cannot be read turns nothing; the pixels are whole
         image = ImageOps.exif_transpose(image)
-    except Exception:  # an EXIF block that cannot be read turns nothing; the pixels are whole
-        pass
     array = rgb_of(image)
     if array is None:
         raise UserError(f"a PIL image of mode {image.mode!r} has no defined brightness; give one of 8-bit RGB or grey")

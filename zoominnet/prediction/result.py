@@ -74,9 +74,7 @@ class Result:
         """ "8 car, 2 bus", by falling number; "nothing" where there is none."""
         return ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common()) or "nothing"
 
-    def plot(
-        self, path: str | Path | None = None, *, labels: LabelMode = "auto", legend: bool = True
-    ) -> Image.Image:
+    def plot(self, path: str | Path | None = None, *, labels: LabelMode = "auto", legend: bool = True) -> Image.Image:
         """The image with its boxes drawn by `supervision`; see :func:`zoominnet.prediction.drawing.draw`.
 
         Args:

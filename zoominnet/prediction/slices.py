@@ -102,7 +102,9 @@ def merge_views(
     Returns:
         Boxes [M, 4], scores [M], falling, and labels [M].
     """
-    boxes, scores, labels = (torch.cat([each[i] for each in found]) for i in (1, 2, 3))
+    boxes = torch.cat([each for _, each, _, _ in found])
+    scores = torch.cat([each for _, _, each, _ in found])
+    labels = torch.cat([each for _, _, _, each in found])
     counts = torch.tensor([len(each[2]) for each in found])
     source = torch.repeat_interleave(torch.arange(len(found)), counts)
     view_boxes = torch.tensor([view.box for view, *_ in found], dtype=boxes.dtype)[source]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -30,6 +31,7 @@ from zoominnet.evaluation import (
     measure_latency,
 )
 from zoominnet.models import RetinaNet
+from zoominnet.prediction import Detector
 from zoominnet.rules import FROM_0_BELOW_1, Rule, at_least, at_most, check_fields
 
 COCO_DETECTIONS, VISDRONE_DETECTIONS = 100, 500
@@ -114,12 +116,21 @@ class EvaluateConfig:
             raise UserError(f"--json {self.json}: exists already; name another file")
 
 
-def evaluate(config: EvaluateConfig, *, console: Console | None = None) -> dict[str, Any]:
+def evaluate(
+    model: EvaluateConfig | Detector | str | Path,
+    data: str | Path | None = None,
+    *,
+    console: Console | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Measures a trained model: COCO and VisDrone scores, GFLOPs, parameters, latency.
 
     Args:
-        config: which model, on which data, how.
+        model: what :func:`zoominnet.load` gave, which stays as and where it is; what that takes; or all of it in an
+            :class:`EvaluateConfig`, alone.
+        data: the folder, json or data.yaml of a data set, or "synthetic", which None is.
         console: where to print tables and progress; None is standard output, ``Console(quiet=True)`` nowhere.
+        **options: the other fields of :class:`EvaluateConfig`: split, protocol, batch_size, ...
 
     Returns:
         JSON-ready: the model, its "cost", and "scores" by input path and protocol.
@@ -128,15 +139,44 @@ def evaluate(config: EvaluateConfig, *, console: Console | None = None) -> dict[
         UserError: an option, a file or data that cannot be used.
 
     Example:
-        >>> result = zoominnet.evaluate(zoominnet.EvaluateConfig("runs/fa", data="DATA", protocol="coco"))
+        >>> result = zoominnet.evaluate("runs/fa", "DATA", protocol="coco")
         >>> result["scores"]["direct"]["coco"]["AP_S"]
+        >>> same = zoominnet.evaluate(zoominnet.EvaluateConfig("runs/fa", data="DATA", protocol="coco"))
     """
+    if isinstance(model, EvaluateConfig):
+        if data is not None or options:
+            raise TypeError("evaluate: an EvaluateConfig holds the data and all options; give it alone")
+        return _evaluate(model, None, console)
+    if data is not None:
+        options["data"] = str(data)
+    if not isinstance(model, Detector):
+        return _evaluate(EvaluateConfig(Path(model), **options), None, console)
+    options.setdefault("device", str(model.device))
+    config = EvaluateConfig(model.path or Path(model.info.name), **options)
+    network, home = model.model, model.device
+    before, was_training = network.postprocess, network.training
+    try:
+        network.postprocess = dataclasses.replace(
+            before, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
+        )
+        network.eval()
+        return _evaluate(config, model, console)
+    finally:
+        network.postprocess = before
+        network.train(was_training)
+        model.place(home)
+
+
+def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console | None) -> dict[str, Any]:
     config.check()
     console = console or make_console()
     device = choose_device(config.device)
-    model, info = load_model(
-        config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
-    )
+    if loaded is not None:
+        model, info = loaded.model, loaded.info
+    else:
+        model, info = load_model(
+            config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
+        )
     model.place(device)
     resize = config.resize or info.resize
     if resize != info.resize:

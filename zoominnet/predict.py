@@ -213,7 +213,9 @@ class _Run:
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _SpeedColumn())
-        return Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        return Progress(
+            *columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal
+        )
 
     def _leave_out(self, file: SourceFile, error: ImageError) -> None:
         self.broken[file.name.as_posix()] = str(error).removeprefix(f"{file.path}: ")

@@ -3,19 +3,21 @@
 Every slice is a view of the image, and so is the whole image, scaled down. An object is found in each view that shows it,
 whole or in part. What is made of that:
 
-1. A box away from the slice's borders is of a **whole** object. Whole boxes of one object differ little, so that class-wise
-   NMS leaves the best.
-2. A box at a border that is not the image's is a **piece**. A piece goes into a whole box of its class that covers half of
-   it: an object smaller than the overlap lies whole in the next slice.
-3. Pieces left over are of objects larger than the overlap. Two of neighbouring slices are of one object where, in the
-   strip that both slices see, they cover half of the smaller; they become the box around both.
-4. What the whole image shows is whole, and larger than it is sharp: a box smaller than the overlap stands only where no
-   slice has one, as rule 2 decides; a larger one enters rule 1.
+1. Of the slices that show a place, the one whose borders are farthest from it has the say there. A box that such a slice
+   has around its own place, and that lies at no border of it, is **sure**. So no object has two sure boxes, however
+   differently two slices draw one of a few pixels; where errors make it two after all, class-wise NMS leaves the best.
+2. Any other box of a slice is **doubtful**: one at a border that is not the image's, which may be a piece of an object, and
+   one of which another slice has the say. Where a sure box of its class, from another view, covers half of it (of the
+   smaller of the two), it is the same object, and goes; the sure box takes the higher score of the two.
+3. What is left over are pieces of objects larger than the overlap, and objects that one slice missed. Two of them are of one
+   object where, in the part of the image that both views show, they cover half of the smaller; they become the box around
+   both.
+4. What the whole image shows is less sharp: a box smaller than the overlap is doubtful, a larger one sure.
 
 Two boxes of one view are never one object: the model's own NMS has judged them.
 
-SAHI's default (greedy merging of all boxes that cover half of the smaller) does 2 and 3 to every pair of boxes, wherever
-they lie. In crowds of small objects, a box that half hides another swallows it. Here only what a border cut can go.
+SAHI's default (greedy merging of any two boxes of a class of which one covers half of the smaller) does 2 and 3 to every pair,
+wherever they lie. In crowds, a box that half hides another swallows it; here only what there is another view of can go.
 """
 
 from __future__ import annotations
@@ -111,7 +113,9 @@ def merge_views(
     of_whole = torch.tensor([view.whole for view, *_ in found])[source]
 
     small = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) <= overlap
-    doubtful = torch.where(of_whole, small, _is_cut(boxes, view_boxes, image_size))
+    slices = [(i, view.box) for i, (view, *_) in enumerate(found) if not view.whole]
+    elsewhere = _has_say(boxes, slices, image_size) != source
+    doubtful = torch.where(of_whole, small, elsewhere | _is_cut(boxes, view_boxes, image_size))
     sure = torch.nonzero(~doubtful)[:, 0]
     sure = sure[batched_nms(boxes[sure], scores[sure], labels[sure], iou)]
     scores = scores.clone()
@@ -139,6 +143,24 @@ def _is_cut(boxes: Tensor, views: Tensor, image_size: tuple[int, int]) -> Tensor
     near = torch.cat((boxes[:, :2] - views[:, :2] < margin, views[:, 2:] - boxes[:, 2:] < margin), dim=1)
     inside = torch.cat((views[:, :2] > 0, views[:, 2:] < views.new_tensor([width, height])), dim=1)
     return (near & inside).any(dim=1)
+
+
+def _has_say(
+    boxes: Tensor, slices: Sequence[tuple[int, tuple[int, int, int, int]]], image_size: tuple[int, int]
+) -> Tensor:
+    """Of the slices, given as (number, box), the number of the one whose inner borders are farthest from each box's
+    centre."""
+    if not slices:
+        return torch.zeros(len(boxes), dtype=torch.int64)
+    numbers = torch.tensor([number for number, _ in slices])
+    borders = torch.tensor([box for _, box in slices], dtype=boxes.dtype)
+    # The image's own borders cut nothing.
+    far = float(sum(image_size))
+    low = torch.where(borders[:, :2] > 0, borders[:, :2], -far)
+    high = torch.where(borders[:, 2:] < borders.new_tensor(image_size), borders[:, 2:], 2 * far)
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]
+    distance = torch.minimum((centre - low).amin(dim=2), (high - centre).amin(dim=2))
+    return numbers[distance.argmax(dim=1)]
 
 
 def _covered(first: Tensor, second: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ PALETTE = (
 """Colours of the labels 0, 1, ..., in turn: light ones, that stand out from ground, road and shadow, with dark text."""
 
 _TEXT = "#101014"
-_PX_A_LINE = 1600
-"""A line is 1 px wide for so many px of the image's longer side."""
+_PX_A_LINE = 2400
+"""Lines are 1 px wide, and 2 px wider for each so many px of the image's longer side (OpenCV draws odd widths only)."""
 
 
 def require_drawing() -> Any:
@@ -57,12 +57,13 @@ def draw(
     scene = Image.fromarray(result.image.permute(1, 2, 0).numpy())
     boxes, found = result.boxes.numpy().astype(float), result.labels.numpy()
     longest = max(scene.size)
-    line = max(1, round(longest / _PX_A_LINE))
+    line = 1 + 2 * (longest // _PX_A_LINE)
     palette = sv.ColorPalette.from_hex(list(PALETTE))
     if len(result):
         # The least certain first, so that the most certain is seen where lines cross.
         order = np.arange(len(result))[::-1]
-        around = np.concatenate((np.floor(boxes[:, :2]) - line, np.ceil(boxes[:, 2:]) + line - 1), axis=1)
+        middle = (line + 1) // 2
+        around = np.concatenate((np.floor(boxes[:, :2]) - middle, np.ceil(boxes[:, 2:]) + middle - 1), axis=1)
         detections = sv.Detections(xyxy=around[order], class_id=found[order])
         pixels = np.ascontiguousarray(np.asarray(scene)[:, :, ::-1])  # supervision draws in BGR
         pixels = _box_annotator(sv, palette, line).annotate(scene=pixels, detections=detections)

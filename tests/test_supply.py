@@ -125,3 +125,9 @@ def test_each_base_requirement_has_a_lower_bound_only(name: str) -> None:
     """An upper bound in a library makes other people's installs unsolvable; the lock pins for us."""
     assert [specifier.operator for specifier in BASE[name].specifier] == [">="]
     assert not BASE[name].extras
+
+
+def test_the_extra_predict_holds_what_asks_for_it() -> None:
+    extra = {r.name for r in map(Requirement, PYPROJECT["project"]["optional-dependencies"]["predict"])}
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "zoominnet" / "prediction").glob("*.py"))
+    assert set(re.findall(r'extra\("([\w.]+)"', "".join(sources))) == extra

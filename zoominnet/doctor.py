@@ -17,11 +17,13 @@ from zoominnet.kernels import available_backends
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tyro", "rich", "pycocotools", "fvcore",
-    "tensorboard", "timm",
+    "tensorboard", "timm", "supervision", "av",
 )  # fmt: skip
 OPTIONAL = {
     "triton": "comes with torch's CUDA builds for Linux; needed for the triton backend only",
     "timm": "pip install zoominnet[timm]; needed for --backbone timm:NAME only",
+    "supervision": "pip install zoominnet[predict]; needed to draw what predict finds",
+    "av": "pip install zoominnet[predict]; needed for videos",
 }
 
 

@@ -180,7 +180,7 @@ def test_crowds_of_real_images(data: str, split: str, side: int) -> None:
     if not (SHARED_DATA / data).is_dir():
         pytest.skip(f"{SHARED_DATA / data} is not here")
     counts = {name: np.zeros(3) for name in ("ours", "sahi", "nms")}
-    for number, record in enumerate(open_split(SHARED_DATA / data, split).records[:30]):
+    for number, record in enumerate(open_split(SHARED_DATA / data, split).records):
         boxes, labels = record.boxes.astype(np.float64), record.labels
         views = views_of(record.width, record.height, side, 0.2)
         found = seen(boxes, labels, views, size=side, rng=np.random.default_rng(number))
@@ -196,6 +196,7 @@ def test_crowds_of_real_images(data: str, split: str, side: int) -> None:
             counts[name] += matched(mine, classes, boxes, labels), len(mine), len(boxes)
     recall = {name: hit / true for name, (hit, _, true) in counts.items()}
     precision = {name: hit / said for name, (hit, said, _) in counts.items()}
-    print(f"slices of {side} px, recall {recall}, precision {precision}")
+    shares = "; ".join(f"{name}: {recall[name]:.1%} found, {precision[name]:.1%} of the boxes right" for name in counts)
+    print(f"slices of {side} px: {shares}")
     assert recall["ours"] > max(0.97, recall["sahi"] + 0.01)
     assert precision["ours"] > max(0.97, precision["sahi"], precision["nms"] + 0.1)

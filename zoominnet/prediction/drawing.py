@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,10 @@ _PX_A_LINE = 2400
 """Lines are 1 px wide, and 2 px wider for each so many px of the image's longer side."""
 
 
+_STANDING = 12
+"""So many classes of a film have their places in its legend."""
+
+
 def require_drawing() -> Any:
     """The package `supervision`.
 
@@ -36,19 +41,19 @@ def require_drawing() -> Any:
 
 
 def draw(
-    result: Result, *, labels: LabelMode = "auto", legend: bool = True, legend_classes: tuple[int, ...] | None = None
+    result: Result, *, labels: LabelMode = "auto", legend: bool = True, film_classes: Sequence[int] | None = None
 ) -> Image.Image:
     """The image of a result with its boxes, RGB.
 
     Lines are 1 px wide, more in large images, and lie around the boxes. With `labels` "auto" a box has its class and score
-    where they cover no other box, no other label, and no more of the image than the box itself; above it, else below or
-    beside. The legend is a strip below the image, so that all that is above has the image's own pixels.
+    where they cover no other box and no other label, if they are not far larger than the box: above it, else below. The
+    legend is a strip below the image, so that all that is above has the image's own pixels.
 
     Args:
         labels: "on" draws all of them, "off" none.
         legend: draw it.
-        legend_classes: labels that the legend always names, in this order, for films, whose pictures must be of one size;
-            None: those that were found, by falling number.
+        film_classes: labels that may be found in a film, whose pictures must be of one size: up to 12 all stand in the
+            legend of each picture, else it has two lines. None: as many lines as what was found takes.
 
     Raises:
         UserError: `supervision` is not installed.
@@ -76,8 +81,12 @@ def draw(
         scene = _draw_labels(sv, scene, palette, boxes, found, texts, line, every=labels == "on")
     if legend:
         counts = Counter(found.tolist())
-        entries = [label for label, _ in counts.most_common()] if legend_classes is None else list(legend_classes)
-        scene = _with_legend(scene, [(label, result.class_names[label], counts[label]) for label in entries])
+        stand_still = film_classes is not None and len(film_classes) <= _STANDING
+        entries = (
+            film_classes if film_classes is not None and stand_still else [each for each, _ in counts.most_common()]
+        )
+        lines = None if film_classes is None or stand_still else 2
+        scene = _with_legend(scene, [(each, result.class_names[each], counts[each]) for each in entries], lines)
     return scene
 
 
@@ -157,30 +166,41 @@ def _place_of(
     return None
 
 
-def _with_legend(scene: Image.Image, entries: list[tuple[int, str, int]]) -> Image.Image:
-    """The picture with a strip below it: of each (label, name, number) the colour and the words."""
+def _with_legend(scene: Image.Image, entries: list[tuple[int, str, int]], lines: int | None) -> Image.Image:
+    """The picture with a strip below it: of each (label, name, number) the colour and the words.
+
+    Args:
+        lines: the strip has so many, and what does not fit is counted at the end; None: as many as it takes.
+    """
     size = font_size(max(scene.size))
     font = ImageFont.load_default(size)
     ruler = ImageDraw.Draw(scene)
-    gap, row = size, round(size * 1.8)
-    texts = [f"{name} {count}" for _, name, count in entries] or ["nothing found"]
-    # Room for numbers of four digits, so that the words of a film stand still.
-    widths = [ruler.textlength(f"{name} 0000", font=font) for _, name, _ in entries] or [0]
-    spots, x, y = [], gap, 0
-    for width in widths:
-        if x > gap and x + size + gap // 2 + width + gap > scene.width:
-            x, y = gap, y + row
-        spots.append((x, y))
-        x += round(size + gap // 2 + width + gap)
-    strip = Image.new("RGB", (scene.width, y + row), _TEXT)
+    gap, row, square = size, round(size * 1.8), size + size // 2
+
+    def width_of(text: str) -> int:
+        return square + round(ruler.textlength(text, font=font)) + gap
+
+    spots: list[tuple[int, int, str, str]] = []  # x, line, colour, text
+    x, line = gap, 0
+    for i, (label, name, count) in enumerate(entries):
+        width = width_of(f"{name}: 0000")  # so that what is beside it stands still in a film
+        if x > gap and x + width > scene.width:
+            x, line = gap, line + 1
+        rest = f"and {len(entries) - i} more"
+        last = lines is not None and line == lines - 1 and i < len(entries) - 1
+        if lines is not None and (line == lines or (last and x > gap and x + width + width_of(rest) > scene.width)):
+            spots.append((x, min(line, lines - 1), _TEXT, rest))
+            break
+        spots.append((x, line, PALETTE[label % len(PALETTE)], f"{name}: {count}"))
+        x += width
+    spots = spots or [(gap, 0, _TEXT, "nothing found")]
+    strip = Image.new("RGB", (scene.width, row * (lines or spots[-1][1] + 1)), _TEXT)
     pen = ImageDraw.Draw(strip)
-    middle = row // 2
-    colours = [PALETTE[label % len(PALETTE)] for label, _, _ in entries] or [_TEXT]
-    for (x, y), text, colour in zip(spots, texts, colours, strict=True):
-        top = y + middle - size // 2
+    for x, line, colour, text in spots:
+        middle = line * row + row // 2
+        top = middle - size // 2
         pen.rectangle((x, top, x + size - 1, top + size - 1), fill=colour)
-        x += size + gap // 2
-        pen.text((x, y + middle), text, font=font, fill="#ffffff", anchor="lm")
+        pen.text((x + square, middle), text, font=font, fill="#ffffff", anchor="lm")
     picture = Image.new("RGB", (scene.width, scene.height + strip.height))
     picture.paste(scene, (0, 0))
     picture.paste(strip, (0, scene.height))

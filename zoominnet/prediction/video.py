@@ -62,14 +62,19 @@ class VideoReader:
         return None if duration is None else round(duration * base * self.rate)
 
     def frames(self) -> Iterator[tuple[int, float, Tensor]]:
-        """(number, seconds, uint8 [3, H, W]) of each frame that is asked for; the first has the number 1."""
+        """(number, seconds from the first, uint8 [3, H, W]) of each frame that is asked for; the first has the number 1."""
+        start: float | None = None
+        has_times = self._container.format.name != "avi"  # whose frames have those of their decoding
         try:
             for frame in self._container.decode(self._stream):
                 self.read += 1
                 if (self.read - 1) % self.frame_step:
                     continue
                 array = np.rot90(frame.to_ndarray(format="rgb24"), (getattr(frame, "rotation", 0) // 90) % 4)
-                seconds = frame.time if frame.time is not None else float((self.read - 1) / self.rate)
+                seconds = float((self.read - 1) / self.rate)
+                if has_times and frame.time is not None:
+                    start = frame.time if start is None else start
+                    seconds = frame.time - start
                 yield self.read, seconds, torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
         except (self._av.FFmpegError, OSError) as error:
             self.cut_off = f"cannot be read beyond frame {self.read}{self._of_expected()} ({_reason(error)})"
@@ -132,10 +137,15 @@ class VideoWriter:
         self._last = -1
 
     def write(self, pixels: np.ndarray, seconds: float) -> None:
-        """Adds a frame, uint8 [H, W, 3] (RGB), shown from `seconds` on; after the one before in any case."""
+        """Adds a frame, uint8 [H, W, 3] (RGB), shown from `seconds` on; after the one before in any case.
+
+        One of another size than the first is scaled to that: a video may change it.
+        """
         height, width = pixels.shape[:2]
-        pixels = np.pad(pixels, ((0, self._size[0] - height), (0, self._size[1] - width), (0, 0)), mode="edge")
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        if (frame.height, frame.width) != self._size:
+            frame = frame.reformat(width=self._size[1], height=self._size[0])
         self._last = max(round(seconds / _CLOCK), self._last + 1)
         frame.pts, frame.time_base = self._last, _CLOCK
         self._container.mux(self._stream.encode(frame))

@@ -55,7 +55,7 @@ class PictureWriter:
         save_picture(draw(result, labels=self.labels, legend=self.legend), path)
 
     def frame(self, file: SourceFile, number: int, seconds: float, rate: Fraction, result: Result) -> None:
-        picture = draw(result, labels=self.labels, legend=self.legend, legend_classes=self.classes)
+        picture = draw(result, labels=self.labels, legend=self.legend, film_classes=self.classes)
         pixels = np.asarray(picture)
         if self._video is None:
             self._video = VideoWriter(self._place(file, {".mp4"}, ".mp4"), rate, pixels)

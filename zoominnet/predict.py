@@ -109,7 +109,7 @@ def predict(config: PredictConfig, *, console: Console | None = None) -> dict[st
         console: where to print progress and the report; None is standard output, ``Console(quiet=True)`` nowhere.
 
     Returns:
-        What ``predict.json`` in the folder holds: "images", "frames", "boxes", "boxes_by_class", "broken" (by file, why),
+        What ``predict.json`` in the folder holds: "finished", "images", "frames", "boxes", "boxes_by_class", "broken" (by file, why),
         "notes" (by video, where it is cut off), "seconds" and "images_per_second" (with reading and writing).
 
     Raises:
@@ -133,6 +133,7 @@ def predict(config: PredictConfig, *, console: Console | None = None) -> dict[st
     run = _Run(config, detector, console)
     shown = range(detector.num_classes) if labels is None else labels
     with ExitStack() as stack:
+        stack.callback(run.write_report)  # also of a run that is interrupted, so that --overwrite knows it
         for kind in dict.fromkeys(config.save):
             run.writers.append(writer := _writer_of(kind, config, detector, shown))
             stack.callback(writer.close)
@@ -140,8 +141,8 @@ def predict(config: PredictConfig, *, console: Console | None = None) -> dict[st
         for file in files:
             if file.is_video:
                 run.video(file)
+        run.finished = True
     report = run.report()
-    (config.out / RESULT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     run.say(report)
     if len(report["broken"]) == len(files):
         first, reason = next(iter(report["broken"].items()))
@@ -209,7 +210,8 @@ class _Run:
         self.seen_images, self.seen_frames, self.seen_videos = 0, 0, 0
         self.broken: dict[str, str] = {}
         self.notes: dict[str, str] = {}
-        self.started = time.perf_counter()
+        self.started, self.ended = time.perf_counter(), 0.0
+        self.finished = False
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _SpeedColumn())
@@ -292,10 +294,11 @@ class _Run:
 
     def report(self) -> dict[str, Any]:
         """JSON-ready."""
-        seconds = time.perf_counter() - self.started
+        seconds = self.ended - self.started
         seen = self.seen_images + self.seen_frames
         config = self.config
         return {
+            "finished": self.finished,
             "model": str(config.model),
             "source": list(config.source),
             "conf": config.conf,
@@ -319,6 +322,11 @@ class _Run:
             "images_per_second": round(seen / seconds, 3) if seconds > 0 else None,
             "written": [name for name in ENTRIES if (config.out / name).exists()],
         }
+
+    def write_report(self) -> None:
+        """Writes `predict.json`, once everything else is written."""
+        self.ended = time.perf_counter()
+        (self.config.out / RESULT_FILE).write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
 
     def say(self, report: dict[str, Any]) -> None:
         """Prints the report."""

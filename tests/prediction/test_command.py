@@ -78,7 +78,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
     report = json.loads((out / "predict.json").read_text())
     assert (report["images"], report["frames"], report["boxes"]) == (3, 0, 4)
     assert report["boxes_by_class"] == {"car": 3, "bus": 1}
-    assert (report["broken"], report["notes"], report["slice"]) == ({}, {}, False)
+    assert (report["broken"], report["notes"], report["slice"], report["finished"]) == ({}, {}, False, True)
     picture = np.asarray(Image.open(out / "pictures" / "a.png").convert("RGB"))
     assert picture.shape[0] > 300
     assert (picture[45:75, 65:135] == (220, 30, 30)).all()
@@ -270,6 +270,8 @@ def test_a_run_that_is_interrupted_leaves_whole_files(
     assert run("model", film, "--out", tmp_path / "out") == 130
     assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 7
     assert len(COCO(tmp_path / "out" / "coco.json").getImgIds()) == 7
+    report = json.loads((tmp_path / "out" / "predict.json").read_text())
+    assert (report["finished"], report["frames"], report["boxes"]) == (False, 7, 7)
     with VideoReader(tmp_path / "out" / "pictures" / "a.mp4") as reader:
         assert len(list(reader.frames())) == 7
 

@@ -52,9 +52,9 @@ class PredictConfig(PredictOptions):
         >>> zoominnet.PredictConfig("runs/fa", ["photos"], conf=0.4, save=["yolo"], out="runs/photos")
     """
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A run folder (its best student), a checkpoint folder, a model.safetensors file, or the name of a shipped model."""
-    source: tyro.conf.Positional[tuple[str, ...]]
+    source: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
     """Images, videos, folders of these (with all below), or patterns in quotes ("day*/**/*.jpg")."""
     out: Path = Path("runs/predict")
     """Folder of what is written: a new or empty one."""
@@ -62,8 +62,8 @@ class PredictConfig(PredictOptions):
         "pictures",
         "coco",
     )
-    """What to write. pictures: images and videos with boxes. coco: detections.json for pycocotools' loadRes, and coco.json,
-    which names the files. visdrone, yolo: a txt file an image."""
+    """What to write. pictures: images and videos with boxes. coco: detections.json for pycocotools' loadRes, coco.json with
+    the files' names. visdrone, yolo: a txt file an image."""
     labels: LabelMode = "auto"
     """Class and score at each box; auto: where they hide no other object."""
     legend: bool = True

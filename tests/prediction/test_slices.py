@@ -122,6 +122,14 @@ def test_what_a_crowd_hides_stays() -> None:
     assert merged(found, TWO, 20) == [left[0], ((86, 22, 96, 38), 0.8, 0)]
 
 
+def test_two_boxes_of_one_view_are_two_objects() -> None:
+    """A piece before a larger object, both seen by one slice alone."""
+    left: Rows = [((20, 10, 97, 40), 0.9, 0), ((85, 20, 100, 30), 0.8, 0)]
+    assert merged(as_found({LEFT: left, RIGHT: []}, None, TWO), TWO, 20) == left
+    left = [((5, 10, 100, 40), 0.9, 0), ((85, 20, 100, 30), 0.8, 0)]  # both pieces
+    assert merged(as_found({LEFT: left, RIGHT: []}, None, TWO), TWO, 20) == left
+
+
 def test_the_whole_image_adds_what_slices_cut_or_miss() -> None:
     whole: Rows = [((12, 8, 168, 44), 0.6, 0), ((30, 60, 40, 70), 0.5, 0), ((130, 60, 140, 70), 0.5, 0)]
     slices: dict[tuple[int, int, int, int], Rows] = {
@@ -137,6 +145,17 @@ def test_the_whole_image_adds_what_slices_cut_or_miss() -> None:
 
 def test_nothing_found_anywhere() -> None:
     assert merged(as_found({LEFT: [], RIGHT: []}, [], TWO), TWO, 20) == []
+
+
+def test_many_boxes_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, (1180, 780), (600, 2))
+    boxes = np.concatenate((corners, corners + rng.uniform(4, 120, (600, 2))), axis=1)
+    found = seen(boxes, rng.integers(0, 2, 600), views_of(1300, 900, 300, 0.2), size=300, rng=rng)
+    at_once = merge_views(found, (1300, 900), overlap=60, iou=0.5)
+    monkeypatch.setattr("zoominnet.prediction.slices.PAIRS_AT_A_TIME", 100)
+    for one, other in zip(at_once, merge_views(found, (1300, 900), overlap=60, iou=0.5), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -36,6 +36,10 @@ BORDER = 1 / 64
 map."""
 
 
+PAIRS_AT_A_TIME = 4_000_000
+"""Pairs of boxes that are compared in one go, for the sake of memory."""
+
+
 @dataclass(frozen=True)
 class View:
     """A part of an image that the model is shown.
@@ -123,9 +127,7 @@ def merge_views(
     for label in labels[doubtful].unique():
         mine = torch.nonzero(doubtful & (labels == label))[:, 0]
         whole = sure[labels[sure] == label]
-        share = _covered(boxes[mine], boxes[whole])
-        share[source[mine][:, None] == source[whole][None]] = 0
-        best, into = share.max(dim=1) if len(whole) else (share.new_zeros(len(mine)), mine)
+        best, into = _best_cover(boxes, source, mine, whole)
         absorbed = best >= COVERED
         if len(whole):
             scores.scatter_reduce_(0, whole[into[absorbed]], scores[mine[absorbed]], "amax")
@@ -172,10 +174,22 @@ def _covered(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(smaller > 0, sides.prod(dim=2) / smaller, 0)
 
 
+def _best_cover(boxes: Tensor, source: Tensor, mine: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of the boxes `mine` how far, as :func:`_covered`, one of `whole` from another view covers it at most, and
+    the place in `whole` of that."""
+    if not len(whole):
+        return boxes.new_zeros(len(mine)), torch.zeros_like(mine)
+    parts = []
+    for some in mine.split(max(1, PAIRS_AT_A_TIME // len(whole))):
+        share = _covered(boxes[some], boxes[whole])
+        share[source[some][:, None] == source[whole][None]] = 0
+        parts.append(share.max(dim=1))
+    return torch.cat([best for best, _ in parts]), torch.cat([into for _, into in parts])
+
+
 def _join(mine: Tensor, boxes: Tensor, scores: Tensor, source: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
     """Pieces of one class, by index, to the boxes around those of one object, and the index of each one's best piece."""
     mine = mine[scores[mine].argsort(descending=True, stable=True)]
-    alone = _pieces_match(boxes[mine], views[mine], source[mine])
     left = torch.ones(len(mine), dtype=torch.bool)
     around, best = [boxes.new_zeros(0, 4)], []
     for first in range(len(mine)):
@@ -183,7 +197,8 @@ def _join(mine: Tensor, boxes: Tensor, scores: Tensor, source: Tensor, views: Te
             continue
         group, left[first] = [first], False
         for member in group:  # grows while it is walked
-            joined = torch.nonzero(alone[member] & left)[:, 0].tolist()
+            match = _pieces_match(mine[member], mine, boxes, source, views)
+            joined = torch.nonzero(match & left)[:, 0].tolist()
             left[joined] = False
             group.extend(joined)
         members = boxes[mine[group]]
@@ -192,13 +207,18 @@ def _join(mine: Tensor, boxes: Tensor, scores: Tensor, source: Tensor, views: Te
     return torch.cat(around), torch.stack(best) if best else mine
 
 
-def _pieces_match(boxes: Tensor, views: Tensor, source: Tensor) -> Tensor:
-    """Which of N pieces are of one object, bool [N, N]: in the strip that both views show, they cover each other."""
-    corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    sides = (torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corner).clamp(min=0)
-    # Each piece lies in its own view already: cut to the other's, it lies in the strip.
-    low = torch.maximum(boxes[:, None, :2], views[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], views[None, :, 2:])
-    area = (high - low).clamp(min=0).prod(dim=2)
-    smaller = torch.minimum(area, area.T)
-    return (smaller > 0) & (sides.prod(dim=2) >= COVERED * smaller) & (source[:, None] != source[None])
+def _pieces_match(one: Tensor, others: Tensor, boxes: Tensor, source: Tensor, views: Tensor) -> Tensor:
+    """Which of the pieces `others` are of one object with the piece `one`: in the part that both views show, they cover
+    half of the smaller."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    corner = torch.maximum(low[one], low[others])
+    common = (torch.minimum(high[one], high[others]) - corner).clamp(min=0).prod(dim=1)
+    # Each lies in its own view already: cut to the other's, it lies in the part that both show.
+    areas = [
+        (torch.minimum(high[piece], views[view, 2:]) - torch.maximum(low[piece], views[view, :2]))
+        .clamp(min=0)
+        .prod(dim=1)
+        for piece, view in ((one, others), (others, one))
+    ]
+    smaller = torch.minimum(*areas)
+    return (smaller > 0) & (common >= COVERED * smaller) & (source[others] != source[one])

@@ -22,6 +22,7 @@ from torch import Tensor
 from zoominnet.command import make_console, run_command
 from zoominnet.config import MAX_WORKERS
 from zoominnet.data import ImageError
+from zoominnet.data.records import printable
 from zoominnet.errors import UserError
 from zoominnet.load import load
 from zoominnet.prediction import Detector, PredictOptions, Result
@@ -88,7 +89,8 @@ class PredictConfig(PredictOptions):
             object.__setattr__(self, name, Path(getattr(self, name)))
         object.__setattr__(self, "save", tuple(self.save))
         if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(str(each) for each in self.classes))
+            names = (self.classes,) if isinstance(self.classes, str) else self.classes
+            object.__setattr__(self, "classes", tuple(str(each) for each in names))
 
     def check(self) -> None:
         """Refuses values that cannot be used.
@@ -332,7 +334,7 @@ class _Run:
         """Prints the report."""
 
         def line(text: str, style: str | None = None) -> None:
-            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
         parts = []
         if self.seen_images or not self.seen_videos:

@@ -187,6 +187,18 @@ def test_broken_files_are_counted_and_named(photos: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.usefixtures("finder")
+def test_names_that_no_terminal_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    for name in (b"bytes-\xff.png", b"two\nlines.png", "straße.png".encode()):
+        save(scene(400, 300, [(60, 40, 140, 80)]), folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"broken-\xff.png")).touch()
+    assert run("model", folder, "--out", tmp_path / "out", "--save", "pictures", "coco", "yolo") == 0
+    assert r"  broken-\udcff.png: the file is empty" in capsys.readouterr().out
+    assert len(COCO(tmp_path / "out" / "coco.json").getImgIds()) == 3
+    assert (tmp_path / "out" / "labels" / "straße.txt").read_text()
+
+
+@pytest.mark.usefixtures("finder")
 def test_where_nothing_can_be_read_the_run_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "photos").mkdir(exist_ok=True)

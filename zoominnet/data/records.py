@@ -50,7 +50,7 @@ class DataError(UserError):
     """Data that cannot be used. The message is one line naming the file or folder and the remedy."""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with line breaks, terminal control characters and undecodable bytes as backslash escapes."""
     if text.isprintable():
         return text
@@ -126,7 +126,7 @@ class DataReport:
         self.counts[verdict] += 1
         seen = self.places.setdefault(verdict, [])
         if len(seen) < self.keep:
-            seen.append(_printable(place))
+            seen.append(printable(place))
 
     def drop(self, kind: Dropped, verdict: str, place: str) -> None:
         """Counts one `verdict` on something that is left out."""

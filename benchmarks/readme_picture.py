@@ -1,6 +1,6 @@
 """Draws README's picture: what the shipped models find in three synthetic scenes that none of them has seen.
 
-    python benchmarks/readme_picture.py [docs/images/demo.jpg]
+python benchmarks/readme_picture.py [docs/images/demo.jpg]
 """
 
 import sys

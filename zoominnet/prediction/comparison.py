@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from zoominnet.prediction.detector import Detector
-from zoominnet.prediction.drawing import PALETTE
-from zoominnet.prediction.result import Result
 
 from zoominnet.config import TrainConfig
 from zoominnet.data import ImageRecord, SyntheticScenes
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.kernels import akdp_mask
 from zoominnet.models import build_model
+from zoominnet.prediction.detector import Detector
+from zoominnet.prediction.drawing import PALETTE
+from zoominnet.prediction.result import Result
 
 TILE_PX = 384
 MARGIN_PX, TITLE_PX = 6, 22

@@ -34,7 +34,7 @@ USES = {
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "tensorboard": "torch.utils.tensorboard"}
 OPTIONAL = {"triton"}
 """Used where it is there: torch's own dependency on Linux with CUDA."""
-EXTRAS = {"timm": {"timm"}}
+EXTRAS = {"timm": {"timm"}, "predict": {"supervision", "av"}}
 """What `pip install zoominnet[EXTRA]` adds, for what only some need; imported by name where it is asked for."""
 
 

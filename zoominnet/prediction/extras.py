@@ -32,5 +32,6 @@ def extra(package: str, purpose: str) -> ModuleType:
     except (ImportError, OSError) as error:  # a library of the system that it needs
         reason = str(error).partition("\n")[0]
         raise MissingExtraError(
-            f"{purpose} needs the package {package}, which does not load ({reason}): {INSTALL}"
+            f"{purpose} needs the package {package}, which does not load ({reason}); where OpenCV lacks a desktop's "
+            "libraries: pip uninstall opencv-python, then pip install opencv-python-headless"
         ) from error

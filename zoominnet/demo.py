@@ -128,7 +128,7 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
             latency_repeats=0,
         )
         result = evaluate(options, console=progress)
-        return {**result["scores"]["direct"]["coco"], "gflops": result["cost"]["gflops"], "px": result["image_size"]}
+        return {**result["scores"]["direct"]["COCO"], "gflops": result["cost"]["gflops"], "px": result["image_size"]}
 
     def trained(*, distill: bool) -> tuple[str, dict[str, Any]]:
         result = train(student_config(config, distill=distill), console=progress)

@@ -140,7 +140,7 @@ def evaluate(
 
     Example:
         >>> result = zoominnet.evaluate("runs/fa", "DATA", protocol="coco")
-        >>> result["scores"]["direct"]["coco"]["AP_S"]
+        >>> result["scores"]["direct"]["COCO"]["AP_S"]
         >>> same = zoominnet.evaluate(zoominnet.EvaluateConfig("runs/fa", data="DATA", protocol="coco"))
     """
     if isinstance(model, EvaluateConfig):

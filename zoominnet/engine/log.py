@@ -143,22 +143,25 @@ class NoLog(RunLog):
         pass
 
 
-class LoggedConsole(Console):
-    """A console whose lines a file gets as well: all but progress bars.
+@contextmanager
+def logged(console: Console, file: IO[str]) -> Iterator[Console]:
+    """Within, `file` gets all that `console` is given but progress bars, whether the console shows it or not.
 
-    Args:
-        console: where to write.
-        file: open; lines are appended.
+    Yields:
+        A console that writes to the file alone.
     """
+    log, show = Console(file=file, width=LOG_WIDTH), console.print
 
-    def __init__(self, console: Console, file: IO[str]) -> None:
-        super().__init__(file=console.file, width=None if console.is_terminal else console.width, quiet=console.quiet)
-        self.log_file = Console(file=file, width=LOG_WIDTH)
-
-    def print(self, *objects: Any, **options: Any) -> None:
+    def show_and_log(*objects: Any, **options: Any) -> None:
         if not all(isinstance(each, Control) for each in objects):  # which rich draws its bars with
-            self.log_file.print(*objects, **options)
-        super().print(*objects, **options)
+            log.print(*objects, **options)
+        show(*objects, **options)
+
+    console.print = show_and_log  # type: ignore[method-assign]
+    try:
+        yield log
+    finally:
+        console.print = show  # type: ignore[method-assign]
 
 
 class StepDisplay:
@@ -210,9 +213,7 @@ class StepDisplay:
             self._progress.update(self._task, completed=step, text=text)
         elif step % self._every == 0 or step == self._total:
             left = (self._total - step) * (time.monotonic() - self._start) / max(1, step - self._first)
-            self._console.print(
-                f"{self._phase} {step}/{self._total} {text} ETA {left:.0f} s", highlight=False, soft_wrap=True
-            )
+            self._console.out(f"{self._phase} {step}/{self._total} {text} ETA {left:.0f} s", highlight=False)
 
 
 def describe_step(values: Mapping[str, Any], device: torch.device) -> str:

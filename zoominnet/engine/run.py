@@ -8,7 +8,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +44,7 @@ from zoominnet.engine.folder import (
     write_json,
 )
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
-from zoominnet.engine.log import LoggedConsole
+from zoominnet.engine.log import logged
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
 from zoominnet.models import TEACHER, RetinaNet, build_model, load_weights
@@ -95,7 +95,11 @@ class Run:
         Returns:
             What ``result.json`` holds: one row a model, under "teacher" and "student".
         """
-        with self._lock() if self.ranks.first else nullcontext():
+        with ExitStack() as stack:
+            if self.ranks.first:
+                stack.enter_context(self._lock())
+                log = stack.enter_context(logged(self.console, open_log(self.config.out)))
+                log.print(self._all_options())
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -104,10 +108,6 @@ class Run:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        if self.ranks.first:
-            log = open_log(config.out)
-            self.console = LoggedConsole(self.console, log)
-            self.console.log_file.print(self._all_options())
         for line in self._header():
             self.say(line)
         for warning in launch_warnings():

@@ -14,7 +14,8 @@ from zoominnet.config import TrainConfig
 from zoominnet.data import ImageRecord, SyntheticScenes
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.kernels import akdp_mask
-from zoominnet.models import build_model
+from zoominnet.models import ARCHITECTURES
+from zoominnet.models.anchors import Anchors
 from zoominnet.prediction.detector import Detector
 from zoominnet.prediction.drawing import PALETTE
 from zoominnet.prediction.result import Result
@@ -87,10 +88,9 @@ def drawn(result: Result, picture: Tensor) -> Image.Image:
 
 def key_positions(record: ImageRecord, picture: Tensor, student: str, scene: TrainConfig) -> Image.Image:
     """The finest level's AKDP mask of a student's anchors, lit up on the picture."""
-    with torch.device("meta"):
-        model = build_model(student, scene.backbone, 1, scene.image_size, channels=scene.channels)
-    boxes = torch.from_numpy(record.boxes) / (scene.teacher_size / scene.image_size)
-    mask = akdp_mask(model.anchor_grids[:1], [boxes])[0][0].float()
+    finest, *_ = Anchors(ARCHITECTURES[student])(scene.image_size, scene.image_size)
+    boxes = torch.from_numpy(record.boxes) * (scene.image_size / record.width)
+    mask = akdp_mask([finest], [boxes])[0][0].float()
     side = picture.shape[-1]
     lit = torch.nn.functional.interpolate(mask[None, None], (side, side))[0, 0]
     pixels = picture.float() * (0.35 + 0.65 * lit)

@@ -187,7 +187,7 @@ class Run:
             f"  schedule  {config.epochs} epochs of batches of {config.batch_size}, {config.optimizer} at {config.lr:g}, "
             f"seed {config.seed}, profile {config.profile}",
             f"  kernels   {kernels}",
-            f"  all else  {config.out / CONFIG_FILE}, {config.out / LOG_FILE}",
+            f"  folder    {config.out}: every option is in {CONFIG_FILE}, all that is said in {LOG_FILE}",
         ]
         if self.ranks.size > 1:
             share = config.batch_size // self.ranks.size
@@ -215,8 +215,8 @@ class Run:
             train = load(config.train_split, config.synthetic_images[0])
             val = load(config.val_split, config.synthetic_images[1])
         check_same_classes(f"{config.data} {val.name}", val.class_names, train.class_names, train.name)
-        files = {record.path for record in train.records} - {None}
-        if shared := sum(record.path in files for record in val.records):
+        files = set() if train.generated else {record.path for record in train.records} - {None}
+        if files and (shared := sum(record.path in files for record in val.records)):
             self.warn(f"{shared} of {len(val.records)} validation images are trained on too: scores will be too high")
         self.left_out = {"training": left_out_of(train), "validation": left_out_of(val)}
         self.parts = (train, val) if config.val_fraction is not None else ()

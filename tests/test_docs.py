@@ -54,7 +54,7 @@ def layer_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) < 2:
         return ""
-    return "commands" if parts[1] in {"train", "evaluate", "predict", "load", "doctor", "__main__"} else parts[1]
+    return "commands" if parts[1] in {"train", "evaluate", "predict", "demo", "load", "doctor", "__main__"} else parts[1]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -69,7 +69,7 @@ def imports(path: Path) -> Iterator[str]:
 def test_imports_go_one_way(path: Path) -> None:
     relative = path.relative_to(ROOT).with_suffix("")
     module = ".".join(relative.parts if relative.parts[0] == "zoominnet" else ("zoominnet", *relative.parts))
-    own = "commands" if module == "zoominnet.data.__main__" else layer_of(module)
+    own = "commands" if module in {"zoominnet.data.__main__", "zoominnet.models.__main__"} else layer_of(module)
     for name in imports(path):
         layer = layer_of(name) if name.startswith("zoominnet.") else ""
         if own in LAYERS and layer in LAYERS:

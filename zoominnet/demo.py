@@ -58,7 +58,7 @@ class ProgressOnly(Console):
     """Of a command that another one calls: its progress, not its words."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        if all(isinstance(each, Control) for each in objects):
+        if self.is_terminal and all(isinstance(each, Control) for each in objects):
             super().print(*objects, **options)
 
     def out(self, *objects: Any, **options: Any) -> None:

@@ -247,7 +247,7 @@ def scores_of(
     Returns:
         The scores, and the number of images that could not be decoded, whose objects count as missed.
     """
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"predicting ({path})", total=len(split.records))
         found, undecodable = predict_split(
             model,

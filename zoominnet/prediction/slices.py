@@ -127,7 +127,7 @@ def merge_views(
     for label in labels[doubtful].unique():
         mine = torch.nonzero(doubtful & (labels == label))[:, 0]
         whole = sure[labels[sure] == label]
-        best, into = _best_cover(boxes, source, mine, whole)
+        best, into = _best_cover(boxes, source, view_boxes, mine, whole)
         absorbed = best >= COVERED
         if len(whole):
             scores.scatter_reduce_(0, whole[into[absorbed]], scores[mine[absorbed]], "amax")
@@ -174,31 +174,42 @@ def _covered(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(smaller > 0, sides.prod(dim=2) / smaller, 0)
 
 
-def _best_cover(boxes: Tensor, source: Tensor, mine: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+def _near(which: Tensor, view: int, boxes: Tensor, source: Tensor, views: Tensor) -> Tensor:
+    """The places in `which` of the boxes of other views that lie in the view of box `view`, wholly or in part."""
+    box = views[view]
+    inside = (boxes[which, :2] < box[2:]) & (boxes[which, 2:] > box[:2])
+    return torch.nonzero(inside.all(dim=1) & (source[which] != source[view]))[:, 0]
+
+
+def _best_cover(boxes: Tensor, source: Tensor, views: Tensor, mine: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
     """For each of the boxes `mine` how far, as :func:`_covered`, one of `whole` from another view covers it at most, and
     the place in `whole` of that."""
-    if not len(whole):
-        return boxes.new_zeros(len(mine)), torch.zeros_like(mine)
-    parts = []
-    for some in mine.split(max(1, PAIRS_AT_A_TIME // len(whole))):
-        share = _covered(boxes[some], boxes[whole])
-        share[source[some][:, None] == source[whole][None]] = 0
-        parts.append(share.max(dim=1))
-    return torch.cat([best for best, _ in parts]), torch.cat([into for _, into in parts])
+    best, into = boxes.new_zeros(len(mine)), torch.zeros_like(mine)
+    for number in source[mine].unique():
+        rows = torch.nonzero(source[mine] == number)[:, 0]
+        near = _near(whole, int(mine[rows[0]]), boxes, source, views)
+        if len(near):
+            for some in rows.split(max(1, PAIRS_AT_A_TIME // len(near))):
+                best[some], place = _covered(boxes[mine[some]], boxes[whole[near]]).max(dim=1)
+                into[some] = near[place]
+    return best, into
 
 
 def _join(mine: Tensor, boxes: Tensor, scores: Tensor, source: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
     """Pieces of one class, by index, to the boxes around those of one object, and the index of each one's best piece."""
     mine = mine[scores[mine].argsort(descending=True, stable=True)]
     left = torch.ones(len(mine), dtype=torch.bool)
+    one_of = dict(zip(source[mine].tolist(), mine.tolist(), strict=True))
+    near = {number: _near(mine, piece, boxes, source, views) for number, piece in one_of.items()}
     around, best = [boxes.new_zeros(0, 4)], []
     for first in range(len(mine)):
         if not left[first]:
             continue
         group, left[first] = [first], False
         for member in group:  # grows while it is walked
-            match = _pieces_match(mine[member], mine, boxes, source, views)
-            joined = torch.nonzero(match & left)[:, 0].tolist()
+            others = near[int(source[mine[member]])]
+            match = _pieces_match(mine[member], mine[others], boxes, views)
+            joined = others[match & left[others]].tolist()
             left[joined] = False
             group.extend(joined)
         members = boxes[mine[group]]
@@ -207,9 +218,9 @@ def _join(mine: Tensor, boxes: Tensor, scores: Tensor, source: Tensor, views: Te
     return torch.cat(around), torch.stack(best) if best else mine
 
 
-def _pieces_match(one: Tensor, others: Tensor, boxes: Tensor, source: Tensor, views: Tensor) -> Tensor:
-    """Which of the pieces `others` are of one object with the piece `one`: in the part that both views show, they cover
-    half of the smaller."""
+def _pieces_match(one: Tensor, others: Tensor, boxes: Tensor, views: Tensor) -> Tensor:
+    """Which of the pieces `others`, of other views, are of one object with the piece `one`: in the part that both views
+    show, they cover half of the smaller."""
     low, high = boxes[:, :2], boxes[:, 2:]
     corner = torch.maximum(low[one], low[others])
     common = (torch.minimum(high[one], high[others]) - corner).clamp(min=0).prod(dim=1)
@@ -221,4 +232,4 @@ def _pieces_match(one: Tensor, others: Tensor, boxes: Tensor, source: Tensor, vi
         for piece, view in ((one, others), (others, one))
     ]
     smaller = torch.minimum(*areas)
-    return (smaller > 0) & (common >= COVERED * smaller) & (source[others] != source[one])
+    return (smaller > 0) & (common >= COVERED * smaller)

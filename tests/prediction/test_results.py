@@ -85,6 +85,24 @@ def test_supervision() -> None:
     assert len(merged) == 2
 
 
+def labels_drawn(rows: list[tuple[tuple[float, float, float, float], float, int]]) -> np.ndarray:
+    """bool [H, W]: what labels change in a picture of 200 x 160 px."""
+    result = result_of(rows, scene(200, 160, []))
+    return (np.asarray(result.plot(legend=False)) != np.asarray(result.plot(labels="off", legend=False))).any(axis=2)
+
+
+def test_a_label_goes_where_no_object_is() -> None:
+    large = ((20.0, 50.0, 110.0, 110.0), 0.9, 1)
+    above, below = ((22.0, 40.0, 108.0, 47.0), 0.8, 2), ((22.0, 113.0, 108.0, 120.0), 0.8, 2)
+    assert labels_drawn([large])[:50].any()
+    changed = labels_drawn([large, above])
+    assert not changed[40:47, 22:108].any()
+    assert changed[110:130].any()  # below instead
+    changed = labels_drawn([large, above, below])
+    for x1, y1, x2, y2 in (above[0], below[0]):
+        assert not changed[int(y1) : int(y2), int(x1) : int(x2)].any()
+
+
 def colour_of(label: int) -> tuple[int, ...]:
     return tuple(int(PALETTE[label][i : i + 2], 16) for i in (1, 3, 5))
 

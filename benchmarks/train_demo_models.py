@@ -93,8 +93,6 @@ def measure(name: str, file: Path, work: Path) -> dict[str, Any]:
         file,
         split="test",
         synthetic_images=TEST_SCENES,
-        synthetic_zoom=scene.synthetic_zoom,
-        synthetic_classes=scene.synthetic_classes,
         protocol="coco",
         batch_size=16,
         latency_repeats=0,
@@ -160,8 +158,7 @@ def main() -> None:
         "scenes": f"COCO scores on {TEST_SCENES} synthetic scenes of split 'test', seed {scene.seed}, zoom "
         f"{scene.synthetic_zoom:g}, classes {scene.synthetic_classes}. Trained on {TRAINING_SCENES} scenes; drawn, so free of "
         "any data set's licence.",
-        "use": "zoominnet predict NAME IMAGE   zoominnet evaluate NAME --synthetic-zoom "
-        f"{scene.synthetic_zoom:g} --synthetic-classes {scene.synthetic_classes} --split test",
+        "use": f"zoominnet predict NAME IMAGE   zoominnet evaluate NAME --split test --synthetic-images {TEST_SCENES}",
         "made": {"command": COMMAND, "hardware": cpu_name(), "torch": torch.__version__},
         "models": entries,
     }

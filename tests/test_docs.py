@@ -54,7 +54,9 @@ def layer_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) < 2:
         return ""
-    return "commands" if parts[1] in {"train", "evaluate", "predict", "demo", "load", "doctor", "__main__"} else parts[1]
+    return (
+        "commands" if parts[1] in {"train", "evaluate", "predict", "demo", "load", "doctor", "__main__"} else parts[1]
+    )
 
 
 def imports(path: Path) -> Iterator[str]:

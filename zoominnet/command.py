@@ -202,9 +202,9 @@ class DataOptions(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def synthetic_zoom(self) -> float: ...
+    def synthetic_zoom(self) -> float | None: ...
     @property
-    def synthetic_classes(self) -> SyntheticClasses: ...
+    def synthetic_classes(self) -> SyntheticClasses | None: ...
 
 
 def wanted_format(options: DataOptions) -> str | None:
@@ -234,8 +234,8 @@ def open_data(options: DataOptions, split: str, *, scenes: int, scene_size: int,
             size=scene_size,
             seed=options.seed,
             split=split,
-            zoom=options.synthetic_zoom,
-            classes=options.synthetic_classes,
+            zoom=options.synthetic_zoom or 1.0,
+            classes=options.synthetic_classes or "visdrone",
         ).split()
     else:
         with console.status(f"reading {options.data} {split}", spinner="line"):

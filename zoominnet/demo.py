@@ -119,8 +119,6 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
             Path(model),
             split=TEST_SPLIT,
             synthetic_images=TEST_SCENES,
-            synthetic_zoom=scene.synthetic_zoom,
-            synthetic_classes=scene.synthetic_classes,
             seed=1,
             protocol="coco",
             batch_size=BATCH_SIZE,

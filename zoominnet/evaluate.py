@@ -67,10 +67,10 @@ class EvaluateConfig:
     """Scenes to draw with --data synthetic."""
     seed: Annotated[int, at_least(0)] = 0
     """Seed of the synthetic scenes: that of the training run, to see the same ones."""
-    synthetic_zoom: Annotated[float, at_least(1), at_most(MAX_ZOOM)] = 1.0
-    """Zoom of the synthetic scenes' camera, as in training."""
-    synthetic_classes: SyntheticClasses = "visdrone"
-    """What synthetic scenes tell apart, as in training."""
+    synthetic_zoom: Annotated[float | None, at_least(1), at_most(MAX_ZOOM)] = None
+    """Zoom of the synthetic scenes' camera. None: as when the model was trained."""
+    synthetic_classes: SyntheticClasses | None = None
+    """What synthetic scenes tell apart. None: as when the model was trained."""
     images: str | None = None
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
     resize: Literal["squash", "letterbox"] | None = None
@@ -181,8 +181,13 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
     resize = config.resize or info.resize
     if resize != info.resize:
         console.print(f"--resize {resize}: the model was trained with {info.resize}", style="yellow", highlight=False)
+    trained_on = {"synthetic_zoom": 1.0, "synthetic_classes": "visdrone", **info.config}
     split = open_data(
-        config,
+        dataclasses.replace(
+            config,
+            synthetic_zoom=config.synthetic_zoom or trained_on["synthetic_zoom"],
+            synthetic_classes=config.synthetic_classes or trained_on["synthetic_classes"],
+        ),
         config.split,
         scenes=config.synthetic_images,
         scene_size=model.image_size * model.architecture.input_divisor,
@@ -192,7 +197,8 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
     cost = cost_of(model)
     if config.latency_repeats:
         image = torch.rand(3, model.image_size, model.image_size, device=device)
-        cost["latency"] = measure_latency(lambda: model([image]), device, repeats=config.latency_repeats, warmup=3)
+        with console.status("measuring the latency", spinner="line"):
+            cost["latency"] = measure_latency(lambda: model([image]), device, repeats=config.latency_repeats, warmup=3)
     result: dict[str, Any] = {
         "model": info.name,
         "backbone": info.backbone,
@@ -263,14 +269,13 @@ def scores_of(
     if undecodable:
         console.print(undecodable_warning(undecodable, len(split.records)), style="yellow", highlight=False)
     results: list[Result] = []
-    if config.protocol in ("coco", "both"):
-        results.append(
-            evaluate_coco(
-                split.records, found, split.class_names, max_dets=COCO_DETECTIONS, regions=config.coco_regions
-            )
-        )
-    if config.protocol in ("visdrone", "both"):
-        results.append(evaluate_visdrone(split.records, found, split.class_names))
+    names = split.class_names
+    with console.status("scoring", spinner="line"):
+        if config.protocol in ("coco", "both"):
+            regions = config.coco_regions
+            results.append(evaluate_coco(split.records, found, names, max_dets=COCO_DETECTIONS, regions=regions))
+        if config.protocol in ("visdrone", "both"):
+            results.append(evaluate_visdrone(split.records, found, names))
     for result in results:
         console.print(f"input {path}", highlight=False)
         console.print(result.table())

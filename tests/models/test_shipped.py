@@ -11,7 +11,6 @@ from rich.console import Console
 from safetensors import safe_open
 
 import zoominnet
-from zoominnet.config import PROFILES
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.errors import UserError
 from zoominnet.models import build_model, load_weights
@@ -58,13 +57,10 @@ def test_each_loads_by_its_name(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_teacher_finds_what_is_said() -> None:
-    scene = PROFILES["demo"]
     options = zoominnet.EvaluateConfig(
         Path("demo-teacher"),
         split="test",
         synthetic_images=40,
-        synthetic_zoom=scene.synthetic_zoom,
-        synthetic_classes=scene.synthetic_classes,
         protocol="coco",
         batch_size=8,
         latency_repeats=0,

@@ -86,10 +86,6 @@ def evaluation_command(config: TrainConfig, checkpoint: Path, image_root: Path |
     words += ["--data", config.data, "--split", config.val_split]
     if config.data == "synthetic":
         words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(config.seed)]
-        if config.synthetic_zoom != 1:
-            words += ["--synthetic-zoom", str(config.synthetic_zoom)]
-        if config.synthetic_classes != "visdrone":
-            words += ["--synthetic-classes", config.synthetic_classes]
     if config.data_format != "auto":
         words += ["--data-format", config.data_format]
     if config.images is not None:

@@ -117,6 +117,8 @@ def test_wheel_contents(python: Path, checkout: Path, tmp_path: Path) -> None:
         "zoominnet/data/__main__.py",
         "zoominnet/kernels/__init__.py",
         "zoominnet/kernels/akdp_mask/reference.py",
+        "zoominnet/models/shipped/models.json",
+        "zoominnet/models/shipped/demo-fa.safetensors",
     ):
         assert expected in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -24,6 +24,7 @@ from rich.console import Console
 import zoominnet
 from zoominnet.command import make_console
 from zoominnet.config import PROFILES, TrainConfig
+from zoominnet.demo import LAMBDA_DISTILL
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.checkpoint.model_file import save_model
 from zoominnet.models.shipped import FOLDER
@@ -43,13 +44,15 @@ def config_of(name: str, work: Path) -> TrainConfig:
     """How a model is trained."""
     student = name.split("-")[1]
     distil = student in STUDENTS and not name.endswith("-plain")
+    scene = PROFILES["demo"]
     return dataclasses.replace(
-        PROFILES["demo"],
+        scene,
         student="none" if student == "teacher" else student,
         epochs=EPOCHS[student],
         synthetic_images=(TRAINING_SCENES, VALIDATION_SCENES),
         distill=distil or student == "teacher",
         teacher=str(work / "demo-teacher") if distil else "train",
+        lambda_distill=LAMBDA_DISTILL[student] if distil else scene.lambda_distill,
         check_teacher=False,
         amp="bf16",
         fused_kernels=True,

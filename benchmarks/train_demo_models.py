@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -114,7 +115,12 @@ def measure(name: str, file: Path, work: Path) -> dict[str, Any]:
         "gflops": round(result["cost"]["gflops"], 4),
         "parameters": result["cost"]["parameters"],
         "bytes": file.stat().st_size,
-        "training": {"steps": steps, "seed": scene.seed, "commit": commit_of(work / name), "date": f"{date.today()}"},
+        "training": {
+            "steps": steps,
+            "seed": scene.seed,
+            "lambda_distill": None if student == "teacher" or name.endswith("-plain") else LAMBDA_DISTILL[student],
+            "commit": commit_of(work / name),
+        },
     }
 
 
@@ -162,7 +168,14 @@ def main() -> None:
         f"{scene.synthetic_zoom:g}, classes {scene.synthetic_classes}. Trained on {TRAINING_SCENES} scenes; drawn, so free of "
         "any data set's licence.",
         "use": f"zoominnet predict NAME IMAGE   zoominnet evaluate NAME --split test --synthetic-images {TEST_SCENES}",
-        "made": {"command": COMMAND, "hardware": cpu_name(), "torch": torch.__version__},
+        "made": {
+            "command": COMMAND,
+            "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
+            "threads": options.threads or torch.get_num_threads(),
+            "torch": torch.__version__,
+            "date": f"{date.today()}",
+            "test_scenes": TEST_SCENES,
+        },
         "models": entries,
     }
     (FOLDER / "models.json").write_text(json.dumps(about, indent=1) + "\n")

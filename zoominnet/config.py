@@ -191,7 +191,8 @@ class TrainConfig:
         Rule(lambda pairs: all(factor > 0 for _, factor in pairs), "have a factor that is not positive"),
         Rule(lambda pairs: len(dict(pairs)) == len(pairs) > 0, "are not one or more losses, each named once"),
     ] = (("pa-l2", 1.0),)
-    """The distillation losses that are added, each times its factor and --lambda-distill (paper: pa-l2 alone)."""
+    """The distillation losses that are added, each times its factor and --lambda-distill (paper: pa-l2 alone). response:
+    the teacher's classes and boxes at the same anchors, whose values are small: a factor of 100 to 1000."""
     distill_at: DistillSite = "fpn"
     """Compare the pyramid's outputs or the head towers' outputs."""
     mask_threshold: Annotated[

@@ -165,3 +165,55 @@ def test_normalised_distillation_sees_patterns_and_not_sizes() -> None:
     # along a direction that only rescales or shifts a channel the loss is flat
     assert abs(float((student.grad * student).sum((0, 2, 3)).abs().max())) < 1e-4
     assert abs(float(student.grad.sum((0, 2, 3)).abs().max())) < 1e-4
+
+
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+def test_levels_of_the_same_anchors(student: str) -> None:
+    """Scaled to the teacher's input, the anchors of a pair are equal, box by box; only snet's last level has none."""
+    model, teacher = pair(student)
+    same = Distiller(model, teacher, DistillOptions()).pairs.same_anchors
+    assert [partner is None for partner in same] == [student == "snet" and level == 4 for level in range(5)]
+    for grid, partner in zip(model.anchor_grids, same, strict=True):
+        if partner is not None:
+            torch.testing.assert_close(2 * grid.boxes(), teacher.anchor_grids[partner].boxes())
+
+
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+def test_response_against_a_loop_in_float64(student: str) -> None:
+    model, teacher = pair(student)
+    own, theirs = made_up(model, 0), made_up(teacher, 1)
+    distiller = Distiller(model, teacher, DistillOptions(losses={"response": 1.0}))
+    found = distiller(own, theirs, model.anchor_grids, BOXES).level_losses
+    masks = distiller.masks(model.anchor_grids, BOXES)
+    assert own.predictions is not None
+    assert theirs.predictions is not None
+    for level, partner in enumerate(distiller.pairs.same_anchors):
+        if partner is None:
+            assert found[level] == 0
+            continue
+        a, b = own.predictions.logits[level].double(), theirs.predictions.logits[partner].double()
+        da, db = own.predictions.deltas[level].double(), theirs.predictions.deltas[partner].double()
+        cells, total = masks[level].flatten(1), 0.0
+        anchors = a.shape[1] // cells.shape[1]
+        for image in range(2):
+            for cell in cells[image].nonzero().flatten().tolist()[:40]:
+                for anchor in range(cell * anchors, (cell + 1) * anchors):
+                    p, q = a[image, anchor].sigmoid(), b[image, anchor].sigmoid()
+                    entropy = -(q * p.log() + (1 - q) * (1 - p).log())
+                    total += float(((p - q) ** 2 * entropy).sum())
+                    total += float(q.max() * (da[image, anchor] - db[image, anchor]).abs().sum())
+        few = [torch.zeros_like(cells[i]).index_fill_(0, cells[i].nonzero().flatten()[:40], True) for i in range(2)]
+        few_masks = [torch.zeros_like(mask) for mask in masks]
+        few_masks[level] = torch.stack(few).view_as(masks[level])
+        step = DistillStep(own, theirs, distiller.pairs, few_masks, BOXES, "reference")
+        loss = distiller.losses["response"](step)[level]
+        assert float(loss) * int(few_masks[level].sum()) == pytest.approx(total, rel=1e-4)  # float32 sums of thousands
+
+
+def test_response_of_a_student_that_says_the_same_is_zero() -> None:
+    model, teacher = pair("fa")
+    theirs = made_up(teacher, 1)
+    assert theirs.predictions is not None
+    distiller = Distiller(model, teacher, DistillOptions(losses={"response": 1.0}))
+    own = Outputs(theirs.features, theirs.towers, theirs.predictions)
+    assert float(distiller(own, theirs, model.anchor_grids, BOXES).loss) == 0

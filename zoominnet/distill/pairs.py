@@ -60,6 +60,7 @@ class MapPairs:
         seed: of the adapter's initial weights.
 
     Attributes:
+        same_anchors: for each level of the student the index of the teacher's that has its anchors, None where none has.
         adapter: brings the student's maps at `site` to the teacher's channels; None where they are equal.
 
     Raises:
@@ -84,6 +85,9 @@ class MapPairs:
                 f"{own.distill_size_multiple}, so that twice its deepest map is the teacher's"
             )
         self.partners = partners(own, theirs)
+        strides = [stride * theirs.input_divisor for stride in theirs.strides]
+        wanted = [stride * own.input_divisor for stride in own.strides]
+        self.same_anchors = tuple(strides.index(stride) if stride in strides else None for stride in wanted)
         self.subsample = own.pairing == "subsampled"
         self.site = site
         self.adapter: Adapter | None = None

@@ -2,7 +2,8 @@
 
 from zoominnet.distill.losses.interface import DistillLoss, DistillStep
 from zoominnet.distill.losses.pa_l2 import PositionAwareL2
+from zoominnet.distill.losses.response import Response
 
-LOSSES: dict[str, type[DistillLoss]] = {"pa-l2": PositionAwareL2}
+LOSSES: dict[str, type[DistillLoss]] = {"pa-l2": PositionAwareL2, "response": Response}
 
 __all__ = ["LOSSES", "DistillLoss", "DistillStep"]

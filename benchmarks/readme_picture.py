@@ -18,5 +18,5 @@ MODELS = {
 if __name__ == "__main__":
     file = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/demo.jpg")
     file.parent.mkdir(parents=True, exist_ok=True)
-    compare_on_scenes(MODELS, PROFILES["demo"], seed=0, split="test", count=3).save(file, quality=88)
+    compare_on_scenes(MODELS, PROFILES["demo"], seed=0, split="test", count=3).save(file, quality=80)
     print(file)

@@ -103,13 +103,13 @@ def measure(name: str, file: Path, work: Path) -> dict[str, Any]:
     )
     result = zoominnet.evaluate(options, console=Console(quiet=True))
     scores = result["scores"]["direct"]["COCO"]
-    how = "teacher of the students below" if student == "teacher" else STUDENTS[student]
+    how = "RetinaNet, the teacher of all students"
     if student != "teacher":
-        how += ", distilled" if not name.endswith("-plain") else ", without distillation"
+        how = f"{STUDENTS[student]}, {'alone' if name.endswith('-plain') else 'distilled'}"
     steps = max(int(path.name.split("-")[1]) for path in (work / name).rglob("step-*"))
     return {
         "file": file.name,
-        "summary": f"{student if student != 'teacher' else 'RetinaNet'}: {how}",
+        "summary": how,
         "image_size": result["image_size"],
         **{score: round(scores[score], 4) for score in ("AP", "AP50", "AP75", "AP_S", "AP_M")},
         "gflops": round(result["cost"]["gflops"], 4),

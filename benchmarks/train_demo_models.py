@@ -25,7 +25,6 @@ from rich.console import Console
 import zoominnet
 from zoominnet.command import make_console
 from zoominnet.config import PROFILES, TrainConfig
-from zoominnet.demo import LAMBDA_DISTILL
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.checkpoint.model_file import save_model
 from zoominnet.models.shipped import FOLDER
@@ -37,6 +36,9 @@ TRAINING_SCENES, VALIDATION_SCENES, TEST_SCENES = 4000, 200, 500
 EPOCHS = {"teacher": 16, "fa": 8, "la": 8, "snet": 8}
 STUDENTS = {"fa": "feature level alignment", "la": "layer adaption", "snet": "plain RetinaNet"}
 NAMES = ["demo-teacher", *(f"demo-{student}{kind}" for student in STUDENTS for kind in ("-plain", ""))]
+LAMBDA_DISTILL = {"fa": 0.01, "la": 0.002, "snet": 0.002}
+"""Of `fa` each map has as many cells as the teacher's that it is compared with; those of the others are coarser and can follow
+it less (docs/results.md)."""
 LARGEST_TOTAL = 12_000_000
 """Bytes of all files together."""
 

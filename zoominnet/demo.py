@@ -33,7 +33,7 @@ from zoominnet.train import train
 TEST_SCENES = 200
 """Of a split of their own, on which none of the shipped models was trained or chosen."""
 TEST_SPLIT = "test"
-TRAINING_SCENES, BATCH_SIZE = 1008, 16
+TRAINING_SCENES, BATCH_SIZE = 1200, 16
 PICTURED_SCENES = 3
 DISTILL_LOSSES = (("response", 600.0),)
 """What is learnt in so few steps: the teacher's predictions at the key positions. Its features, which the shipped students
@@ -44,9 +44,9 @@ have learnt from the start, take longer to come to from others (docs/results.md)
 class DemoConfig:
     """Options of ``python -m zoominnet.demo``."""
 
-    student: Literal["fa", "la", "snet"] = "fa"
+    student: Literal["snet", "la", "fa"] = "snet"
     """The student that is trained on."""
-    steps: Annotated[int, at_least(1)] = 250
+    steps: Annotated[int, at_least(1)] = 300
     """Optimiser steps, once without and once with distillation."""
     fused_kernels: bool = True
     """Use the fast kernels; --no-fused-kernels: the plain PyTorch reference."""

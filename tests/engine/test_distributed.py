@@ -108,7 +108,7 @@ def pair(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     statuses, talk = train_in_ranks(2, [*options, "--out", str(root / "run")], root / "talk")
     assert statuses == [0, 0], talk
     assert talk[1] == ""  # the first rank alone speaks
-    assert "processes   2, each 2 of the 4 images of a batch" in talk[0]
+    assert "processes 2, each 2 of the 4 images of a batch" in talk[0]
     return root / "run"
 
 

@@ -60,7 +60,7 @@ def test_f01_killed_three_times_mid_epoch(
     resume(out, *options)
     assert digest(out) == quick_whole_on(device)
     text = (tmp_path / "run.txt").read_text()
-    assert len(re.findall(rf"^ *device +{device} \(", text, re.MULTILINE)) == 4
+    assert len(re.findall(rf"^zoominnet \S+ on {device} \(", text, re.MULTILINE)) == 4
     assert text.count("teacher: going on from") == 3
     assert text.count("student: going on from") == 2
 

@@ -402,9 +402,9 @@ def measured(job: str, argument: Path) -> dict[str, Any]:
         "error = module.JOBS[sys.argv[1]](Path(sys.argv[2]))\n"
         "print(json.dumps({'error': error, 'seconds': time.process_time() - start, 'growth': peak() - before}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, job, str(argument)], cwd=HERE, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, job, str(argument)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

@@ -143,7 +143,7 @@ def test_bad_files_are_refused_and_the_model_is_untouched(tmp_path: Path, kind: 
 
 def test_unknown_names_and_missing_internet_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("fa", "resnet18", image_size=64)
-    with pytest.raises(WeightsError, match="neither a file nor 'imagenet'"):
+    with pytest.raises(WeightsError, match="neither a file nor a shipped model nor 'imagenet'"):
         load_weights(model, "imagnet")
 
     def offline(*args: object, **kwargs: object) -> None:

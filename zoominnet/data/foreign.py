@@ -54,8 +54,10 @@ def _is_au_air(path: Path) -> bool:
         return False
     annotations = document.get("annotations") if isinstance(document, dict) else None
     first = annotations[0] if isinstance(annotations, list) and annotations else None
-    boxes = first.get("bbox") if isinstance(first, dict) else None
-    return "image_name" in (first or ()) and isinstance(boxes, list) and all(isinstance(box, dict) for box in boxes)
+    if not isinstance(first, dict):
+        return False
+    boxes = first.get("bbox")
+    return "image_name" in first and isinstance(boxes, list) and all(isinstance(box, dict) for box in boxes)
 
 
 def _head(path: Path) -> bytes:

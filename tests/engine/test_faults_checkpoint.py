@@ -403,8 +403,7 @@ def measured(job: str, argument: Path) -> dict[str, Any]:
         "print(json.dumps({'error': error, 'seconds': time.process_time() - start, 'growth': peak() - before}))"
     )
     command = [sys.executable, "-c", code, job, str(argument)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

@@ -325,7 +325,7 @@ def test_f16_a_killed_rank_costs_nothing_but_time(
     talk = finish(process)
     assert process.returncode == 0, talk
     assert "student: going on from" in talk
-    assert re.search(rf"^ *device +{device}(:0)? \(", talk, re.MULTILINE)
+    assert re.search(rf"^zoominnet \S+ on {device}(:0)? \(", talk, re.MULTILINE)
     assert_same_bits(expected / "student", tmp_path / "run" / "student")
 
 

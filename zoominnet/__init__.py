@@ -11,7 +11,7 @@
 
 The names above are imported when they are first asked for: importing this package loads no torch, compiles nothing and
 touches no GPU. The kernels live in :mod:`zoominnet.kernels`. ``python -m zoominnet.train``, ``.evaluate``, ``.predict``,
-``.data`` and ``.doctor`` are the commands.
+``.data``, ``.models``, ``.demo`` and ``.doctor`` are the commands.
 """
 
 import importlib

@@ -19,11 +19,11 @@ import rich.box
 import torch
 import tyro
 from rich.console import Console
-from rich.control import Control
 from rich.table import Table
 
 from zoominnet.command import choose_device, make_console, run_command
 from zoominnet.config import PROFILES, TrainConfig
+from zoominnet.engine.log import draws_bars
 from zoominnet.evaluate import EvaluateConfig, evaluate
 from zoominnet.prediction.comparison import compare_on_scenes
 from zoominnet.prediction.extras import extra
@@ -53,16 +53,21 @@ class DemoConfig:
     device: str = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
     out: Path = Path("runs/demo")
-    """Folder of the two runs and the picture. What is done there already is not done again."""
+    """Folder of what is written, in a folder for each --student and --steps. What is done there already is not done again."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the two runs and the picture."""
+        return self.out / f"{self.student}-{self.steps}-steps"
 
 
 class ProgressOnly(Console):
     """Of a command that another one calls: its progress, not its words."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        if self.is_terminal and all(isinstance(each, Control) for each in objects):
+        if self.is_terminal and draws_bars(objects):
             super().print(*objects, **options)
 
     def out(self, *objects: Any, **options: Any) -> None:
@@ -74,7 +79,7 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def student_config(config: DemoConfig, *, distill: bool) -> TrainConfig:
@@ -102,7 +107,7 @@ def student_config(config: DemoConfig, *, distill: bool) -> TrainConfig:
         fused_kernels=config.fused_kernels,
         amp="bf16" if has_bf16(choose_device(config.device)) else "off",
         device=config.device,
-        out=config.out / ("with-distillation" if distill else "without-distillation"),
+        out=config.folder / ("with-distillation" if distill else "without-distillation"),
         resume="auto",
     )
 
@@ -150,7 +155,7 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
     say(
         f"Objects of a few pixels, in {TEST_SCENES} drawn scenes that no model has seen. The teacher sees them at "
         f"{scene.teacher_size} px, the student {name} at {scene.image_size} px.\n"
-        f"1/4 measuring the shipped teacher and the shipped student"
+        "1/4 measuring the shipped teacher and the shipped student"
     )
     rows = {"teacher": measured("demo-teacher"), f"{name} before": measured(f"demo-{name}-plain")}
     say(f"2/4 {config.steps} more steps without distillation")
@@ -159,7 +164,7 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
     distilled, rows[f"{name} + {config.steps} steps with distillation"] = trained(distill=True)
     rows[f"{name} distilled from the start (shipped)"] = measured(f"demo-{name}")
     say("4/4 drawing")
-    picture = config.out / "demo.png"
+    picture = config.folder / "demo.png"
     models = {"teacher": "demo-teacher", "without distillation": plain, "with distillation": distilled}
     compare_on_scenes(models, scene, seed=1, split=TEST_SPLIT, count=PICTURED_SCENES, mask_of=name).save(picture)
     seconds = time.monotonic() - begun
@@ -167,11 +172,11 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
     say(
         f"picture: {picture} (ground truth, teacher, student without and with distillation, key positions)\n"
         f"runs:    {plain}\n         {distilled}\n"
-        f"next:    zoominnet predict demo-{name} YOUR_IMAGE   zoominnet models   zoominnet train --help\n"
+        f"next:    python -m zoominnet.predict demo-{name} YOUR_IMAGE\n         python -m zoominnet.train --help\n"
         f"{seconds:.0f} s"
     )
     result = {"rows": rows, "picture": str(picture), "seconds": seconds}
-    (config.out / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (config.folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, NewLine
 from rich.control import Control
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -143,6 +143,11 @@ class NoLog(RunLog):
         pass
 
 
+def draws_bars(objects: Sequence[Any]) -> bool:
+    """Whether what a console is given to print is of rich's progress bars, and no words."""
+    return all(isinstance(each, Control | NewLine) for each in objects)
+
+
 @contextmanager
 def logged(console: Console, file: IO[str]) -> Iterator[Console]:
     """Within, `file` gets all that `console` is given but progress bars, whether the console shows it or not.
@@ -153,7 +158,7 @@ def logged(console: Console, file: IO[str]) -> Iterator[Console]:
     log, show = Console(file=file, width=LOG_WIDTH), console.print
 
     def show_and_log(*objects: Any, **options: Any) -> None:
-        if not all(isinstance(each, Control) for each in objects):  # which rich draws its bars with
+        if not draws_bars(objects):
             log.print(*objects, **options)
         show(*objects, **options)
 

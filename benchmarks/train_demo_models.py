@@ -169,9 +169,10 @@ def main() -> None:
         "scenes": f"COCO scores on {TEST_SCENES} synthetic scenes of split 'test', seed {scene.seed}, zoom "
         f"{scene.synthetic_zoom:g}, classes {scene.synthetic_classes}. Trained on {TRAINING_SCENES} scenes; drawn, so free of "
         "any data set's licence.",
-        "use": f"zoominnet predict NAME IMAGE   zoominnet evaluate NAME --split test --synthetic-images {TEST_SCENES}",
+        "use": "python -m zoominnet.predict NAME IMAGE   python -m zoominnet.evaluate NAME --split test "
+        f"--synthetic-images {TEST_SCENES}",
         "made": {
-            "command": COMMAND,
+            "command": COMMAND + (f" --threads {options.threads}" if options.threads else ""),
             "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
             "threads": options.threads or torch.get_num_threads(),
             "torch": torch.__version__,

@@ -9,11 +9,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, TypeVar
 
 import torch
+import tyro
 from rich.console import Console
 
 from zoominnet.data import (
@@ -114,6 +115,33 @@ def run_command(name: str, job: Callable[[], object], *, debug: bool) -> int:
                 print(f"  {line}", file=sys.stderr)
         return status
     return 0
+
+
+class WithDebug(Protocol):
+    """The options of a command."""
+
+    @property
+    def debug(self) -> bool: ...
+
+
+Options = TypeVar("Options", bound=WithDebug)
+
+
+def run_with_options(
+    name: str, options: type[Options], job: Callable[[Options], object], argv: Sequence[str] | None, about: str | None
+) -> int:
+    """:func:`run_command` with the options that the command line gives.
+
+    Args:
+        name: of the command's module.
+        options: the dataclass of its options.
+        job: the command.
+        argv: its words, None for those of this process.
+        about: for --help.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = tyro.cli(options, args=words, prog=f"python -m {name}", description=about)
+    return run_command(name, lambda: job(given), debug=given.debug)
 
 
 def exit_status(error: BaseException) -> int | None:

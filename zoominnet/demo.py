@@ -17,11 +17,10 @@ from typing import Annotated, Any, Literal
 
 import rich.box
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from zoominnet.command import choose_device, make_console, run_command
+from zoominnet.command import choose_device, make_console, run_with_options
 from zoominnet.config import PROFILES, TrainConfig
 from zoominnet.engine.log import draws_bars
 from zoominnet.evaluate import EvaluateConfig, evaluate
@@ -194,9 +193,7 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.errors)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(DemoConfig, args=arguments, prog="python -m zoominnet.demo", description=__doc__)
-    return run_command("zoominnet.demo", lambda: demo(config), debug=config.debug)
+    return run_with_options("zoominnet.demo", DemoConfig, demo, argv, __doc__)
 
 
 if __name__ == "__main__":

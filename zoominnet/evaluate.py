@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_command
+from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_with_options
 from zoominnet.config import MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
 from zoominnet.engine.checkpoint import load_model
@@ -284,9 +284,7 @@ def scores_of(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.errors)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(EvaluateConfig, args=arguments, prog="python -m zoominnet.evaluate", description=__doc__)
-    return run_command("zoominnet.evaluate", lambda: evaluate(config), debug=config.debug)
+    return run_with_options("zoominnet.evaluate", EvaluateConfig, evaluate, argv, __doc__)
 
 
 if __name__ == "__main__":

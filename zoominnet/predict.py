@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
-from zoominnet.command import make_console, run_command
+from zoominnet.command import make_console, run_with_options
 from zoominnet.config import MAX_WORKERS
 from zoominnet.data import ImageError
 from zoominnet.data.records import printable
@@ -111,7 +111,8 @@ def predict(config: PredictConfig, *, console: Console | None = None) -> dict[st
         console: where to print progress and the report; None is standard output, ``Console(quiet=True)`` nowhere.
 
     Returns:
-        What ``predict.json`` in the folder holds: "finished", "images", "frames", "boxes", "boxes_by_class", "broken" (by file, why),
+        What ``predict.json`` in the folder holds: "finished", "images", "frames", "boxes", "at_max_det" (images and frames with
+        as many boxes as --max-det), "boxes_by_class", "broken" (by file, why),
         "notes" (by video, where it is cut off), "seconds" and "images_per_second" (with reading and writing).
 
     Raises:
@@ -148,7 +149,7 @@ def predict(config: PredictConfig, *, console: Console | None = None) -> dict[st
     run.say(report)
     if len(report["broken"]) == len(files):
         first, reason = next(iter(report["broken"].items()))
-        raise UserError(f"none of the {len(files)} files could be read; {first}: {reason}")
+        raise UserError(f"none of {counted(len(files), 'file')} could be read; {first}: {reason}")
     return report
 
 
@@ -194,6 +195,11 @@ def _writer_of(kind: SaveFormat, config: PredictConfig, detector: Detector, show
     return TextWriter(config.out, kind, detector.class_names)
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 class _SpeedColumn(ProgressColumn):
     """Images a second."""
 
@@ -210,6 +216,7 @@ class _Run:
         self.writers: list[Writer] = []
         self.counts = Counter[str]()
         self.seen_images, self.seen_frames, self.seen_videos = 0, 0, 0
+        self.full = 0
         self.broken: dict[str, str] = {}
         self.notes: dict[str, str] = {}
         self.started, self.ended = time.perf_counter(), 0.0
@@ -293,6 +300,7 @@ class _Run:
 
     def _count(self, result: Result) -> None:
         self.counts.update(result.names)
+        self.full += len(result) == self.config.max_det
 
     def report(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -316,6 +324,7 @@ class _Run:
             "videos": self.seen_videos,
             "frames": self.seen_frames,
             "boxes": self.counts.total(),
+            "at_max_det": self.full,
             "boxes_by_class": dict(self.counts.most_common()),
             "broken": self.broken,
             "notes": self.notes,
@@ -338,15 +347,21 @@ class _Run:
 
         parts = []
         if self.seen_images or not self.seen_videos:
-            parts.append(f"{self.seen_images} images")
+            parts.append(counted(self.seen_images, "image"))
         if self.seen_videos:
-            parts.append(f"{self.seen_frames} frames of {self.seen_videos} videos")
+            parts.append(f"{counted(self.seen_frames, 'frame')} of {counted(self.seen_videos, 'video')}")
         found = ", ".join(f"{count} {name}" for name, count in report["boxes_by_class"].items()) or "nothing found"
         line(f"{', '.join(parts)}: {found}; {report['images_per_second']:.1f} images/s on {report['device']}")
+        if self.full:
+            limit = f"--max-det {self.config.max_det}"
+            line(
+                f"{counted(self.full, 'image')} with as many boxes as {limit} lets through: raise it to see more",
+                "yellow",
+            )
         for video, note in self.notes.items():
             line(f"{video}: {note}", "yellow")
         if self.broken:
-            line(f"{len(self.broken)} files could not be used:", "yellow")
+            line(f"{counted(len(self.broken), 'file')} could not be used:", "yellow")
             for name, reason in list(self.broken.items())[:LINES_SHOWN]:
                 line(f"  {name}: {reason}", "yellow")
             if len(self.broken) > LINES_SHOWN:
@@ -356,9 +371,7 @@ class _Run:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.errors)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(PredictConfig, args=arguments, prog="python -m zoominnet.predict", description=__doc__)
-    return run_command("zoominnet.predict", lambda: predict(config), debug=config.debug)
+    return run_with_options("zoominnet.predict", PredictConfig, predict, argv, __doc__)
 
 
 if __name__ == "__main__":

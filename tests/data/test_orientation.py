@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import SCENE_BOX, SCENE_SIZE, assert_boxes_on_red, coco, draw_scene, put
+from orientations import STORED
 from PIL import Image, ImageOps
 
 from zoominnet.data import DataError, DetectionDataset, ImageError, decode_image, open_split, read_image_header
@@ -18,24 +19,13 @@ from zoominnet.data.images import turn_boxes_upright, turn_upright
 ORIENTATIONS = range(1, 9)
 SIDEWAYS = (5, 6, 7, 8)
 TURNED, AS_STORED = "turned upright by EXIF", "read as stored, not turned by EXIF: its labels were made so"
-# What Pillow's exif_transpose undoes each orientation by, turned round.
-_BACK = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 def save_turned(path: Path, upright: np.ndarray, orientation: int, **options: object) -> np.ndarray:
     """Saves pixels that look like `upright` once turned; returns them as stored."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(upright)
-    if (method := _BACK[orientation]) is not None:
+    if (method := STORED[orientation]) is not None:
         image = image.transpose(method)
     if path.suffix == ".tiff":
         image.save(path, tiffinfo={0x0112: orientation})
@@ -76,7 +66,7 @@ def test_pixels_and_header_are_upright(tmp_path: Path, suffix: str, orientation:
 def test_tiffs_of_other_modes_are_upright(tmp_path: Path, mode: str, orientation: int) -> None:
     """Pillow garbles some of these where it maps them into memory."""
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8)).convert(mode)
-    stored = upright if (method := _BACK[orientation]) is None else upright.transpose(method)
+    stored = upright if (method := STORED[orientation]) is None else upright.transpose(method)
     path = tmp_path / "a.tiff"
     stored.save(path, tiffinfo={0x0112: orientation})
     assert read_image_header(path)[:2] == (33, 20)

@@ -152,14 +152,17 @@ def test_visdrone_files_are_read_back(photos: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("finder")
-def test_options_reach_the_model(photos: Path, tmp_path: Path) -> None:
+def test_options_reach_the_model(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def report(*options: str) -> dict[str, Any]:
         assert run("model", photos / "b.png", "--out", tmp_path / "out", "--save", "coco", "--overwrite", *options) == 0
         return json.loads((tmp_path / "out" / "predict.json").read_text())
 
     assert report()["boxes_by_class"] == {"car": 2, "bus": 1}
     assert report("--conf", "0.95")["boxes"] == 0
-    assert report("--max-det", "2")["boxes"] == 2
+    assert "lets through" not in capsys.readouterr().out
+    few = report("--max-det", "2")
+    assert (few["boxes"], few["at_max_det"]) == (2, 1)
+    assert "1 image with as many boxes as --max-det 2 lets through: raise it to see more" in capsys.readouterr().out
     assert report("--classes", "bus", "0")["boxes_by_class"] == {"bus": 1}
     sliced = report("--slice", "--slice-size", "150", "--overlap", "0.5", "--batch-size", "3")
     assert sliced["boxes_by_class"] == {"car": 2, "bus": 1}
@@ -204,9 +207,9 @@ def test_where_nothing_can_be_read_the_run_fails(tmp_path: Path, capsys: pytest.
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / "photos" / name).write_text("no image")
     line = refusal(capsys, "model", tmp_path / "photos", "--out", tmp_path / "out", "--save", "coco")
-    assert "none of the 2 files could be read; a.jpg: not a readable JPEG, PNG" in line
+    assert "none of 2 files could be read; a.jpg: not a readable JPEG, PNG" in line
     line = refusal(capsys, "model", tmp_path / "photos" / "a.jpg", "--out", tmp_path / "o", "--max-megapixels", "0.01")
-    assert "none of the 1 files" in line
+    assert "none of 1 file could be read" in line
 
 
 @pytest.mark.usefixtures("finder")
@@ -214,7 +217,7 @@ def test_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film, out = write_film(tmp_path / "films" / "drive.mp4"), tmp_path / "out"
     save(scene(160, 120, [(10, 20, 50, 60)]), tmp_path / "films" / "still.jpg", quality=95)
     assert run("model", film.parent, "--out", out, "--save", "pictures", "coco", "yolo", "--batch-size", "8") == 0
-    assert "1 images, 20 frames of 1 videos: 21 car" in capsys.readouterr().out
+    assert "1 image, 20 frames of 1 video: 21 car" in capsys.readouterr().out
     data_set = COCO(out / "coco.json")
     images = data_set.loadImgs(data_set.getImgIds())
     assert [image["file_name"] for image in images] == [
@@ -431,7 +434,7 @@ def test_from_python(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
     text = io.StringIO()
     one = PredictConfig(model, str(photos / "a.png"), out=tmp_path / "one", save=("yolo",))  # type: ignore[arg-type]
     assert predict(one, console=Console(file=text, width=120))["images"] == 1
-    assert "1 images: nothing found" in text.getvalue()
+    assert "1 image: nothing found" in text.getvalue()
     # And the same boxes as the model alone.
     results = zoominnet.load(model).predict([photos / name for name in BOXES], conf=0.0, max_det=3)
     wanted = [each for i, result in enumerate(results) for each in result.to_coco(i + 1)]

@@ -22,6 +22,7 @@ from finder import (
     scene,
     tiny_model,
 )
+from orientations import STORED
 from PIL import Image, ImageOps
 
 import zoominnet
@@ -286,24 +287,11 @@ def test_boxes_of_a_photograph_are_in_its_own_pixels(photo: np.ndarray, way: str
         assert_boxes(result.boxes[result.labels == label], boxes, within)
 
 
-_STORED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""How pixels are stored that their EXIF orientation turns upright."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("orientation", _STORED)
+@pytest.mark.parametrize("orientation", STORED)
 def test_a_camera_held_otherwise_gives_the_same_boxes(tmp_path: Path, photo: np.ndarray, orientation: int) -> None:
     image = Image.fromarray(photo)
-    if (method := _STORED[orientation]) is not None:
+    if (method := STORED[orientation]) is not None:
         image = image.transpose(method)
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import rich.box
-import tyro
 from rich.table import Table
 
-from zoominnet.command import make_console, run_command
+from zoominnet.command import make_console, run_with_options
 from zoominnet.models.shipped import FOLDER, shipped_models
 
 
@@ -52,9 +51,7 @@ def models(config: ModelsConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status (see zoominnet.errors)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(ModelsConfig, args=arguments, prog="python -m zoominnet.models", description=__doc__)
-    return run_command("zoominnet.models", lambda: models(config), debug=config.debug)
+    return run_with_options("zoominnet.models", ModelsConfig, models, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,12 @@ def lines_on(text: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def test_a_container_without_shared_memory_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo.student_config(demo.DemoConfig(), distill=True).cache
+    monkeypatch.setattr(demo, "free_shared_memory", lambda: 64 * 2**20)  # docker's own
+    assert not demo.student_config(demo.DemoConfig(), distill=True).cache
+
+
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--steps", "0", "--out", str(tmp_path)]) == 2
     assert "--steps: 0 is not" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from zoominnet.command import choose_device, make_console, run_with_options
 from zoominnet.config import PROFILES, TrainConfig
+from zoominnet.data import free_shared_memory
 from zoominnet.engine.log import draws_bars
 from zoominnet.evaluate import EvaluateConfig, evaluate
 from zoominnet.prediction.comparison import compare_on_scenes
@@ -81,6 +82,11 @@ def has_bf16(device: torch.device) -> bool:
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def fits_in_cache() -> bool:
+    """Whether the training scenes can be kept; a container may have next to no memory that processes share."""
+    return 3 * TRAINING_SCENES * PROFILES["demo"].teacher_size ** 2 < free_shared_memory() / 2
+
+
 def student_config(config: DemoConfig, *, distill: bool) -> TrainConfig:
     """How the demo trains its student on."""
     steps_per_epoch = TRAINING_SCENES // BATCH_SIZE
@@ -104,6 +110,7 @@ def student_config(config: DemoConfig, *, distill: bool) -> TrainConfig:
         lr=1e-3,
         log_every=50,
         fused_kernels=config.fused_kernels,
+        cache=fits_in_cache(),
         amp="bf16" if has_bf16(choose_device(config.device)) else "off",
         device=config.device,
         out=config.folder / ("with-distillation" if distill else "without-distillation"),
@@ -153,9 +160,13 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
 
     say(
         f"Objects of a few pixels, in {TEST_SCENES} drawn scenes that no model has seen. The teacher sees them at "
-        f"{scene.teacher_size} px, the student {name} at {scene.image_size} px.\n"
-        "1/4 measuring the shipped teacher and the shipped student"
+        f"{scene.teacher_size} px, the student {name} at {scene.image_size} px."
     )
+    if not fits_in_cache():
+        say(
+            "too little shared memory to keep the scenes (a container's --shm-size): they are drawn anew, which takes longer"
+        )
+    say("1/4 measuring the shipped teacher and the shipped student")
     rows = {"teacher": measured("demo-teacher"), f"{name} before": measured(f"demo-{name}-plain")}
     say(f"2/4 {config.steps} more steps without distillation")
     plain, rows[f"{name} + {config.steps} steps without distillation"] = trained(distill=False)

@@ -374,6 +374,13 @@ class TestUnreadable:
             assert [target["image_id"] for target in batch.targets] == [100 + index for _, index in other]
         assert kept.unreadable == []
 
+    def test_a_cache_where_no_folder_stands_for_shared_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("zoominnet.data.dataset._SHARED_MEMORY", str(tmp_path / "none"))  # as on macOS
+        kept = dataset_of(make_split(tmp_path / "images"), 32, cache=True)
+        assert torch.equal(kept[0].image, kept[0].image)
+
     def test_a_cache_without_room_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"--cache: 6 images of 1000000 px take 16763\.8 GiB, .* leave --cache out"):
             dataset_of(make_split(tmp_path / "images"), 1_000_000, cache=True)

@@ -7,6 +7,7 @@ from zoominnet.data.dataset import (
     Sample,
     Target,
     collate,
+    free_shared_memory,
     loader_failure,
     make_loader,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "decode_image",
     "divide_split",
     "find_splits",
+    "free_shared_memory",
     "loader_failure",
     "make_loader",
     "open_split",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import re
 import resource
@@ -241,6 +242,11 @@ class DetectionDataset(Dataset[Sample]):
         return image
 
 
+def free_shared_memory() -> float:
+    """Bytes that processes can share as yet; infinite where the system sets no limit of its own (macOS)."""
+    return shutil.disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else math.inf
+
+
 class _Cache:
     """`count` uint8 images [3, size, size] that processes share; each is there once it was put in.
 
@@ -249,7 +255,7 @@ class _Cache:
     """
 
     def __init__(self, count: int, size: int) -> None:
-        needed, free = 3 * count * size**2, shutil.disk_usage(_SHARED_MEMORY).free
+        needed, free = 3 * count * size**2, free_shared_memory()
         if needed > free:
             raise DataError(
                 f"--cache: {count} images of {size} px take {needed / 2**30:.1f} GiB, {_SHARED_MEMORY} has "

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoominnet.config import TrainConfig
 from zoominnet.distill import LOSSES, Distiller, DistillOptions
 from zoominnet.distill import losses as losses_module
 from zoominnet.distill.losses import DistillLoss, DistillStep
@@ -217,3 +218,18 @@ def test_response_of_a_student_that_says_the_same_is_zero() -> None:
     distiller = Distiller(model, teacher, DistillOptions(losses={"response": 1.0}))
     own = Outputs(theirs.features, theirs.towers, theirs.predictions)
     assert float(distiller(own, theirs, model.anchor_grids, BOXES).loss) == 0
+
+
+@pytest.mark.parametrize("student", ["snet", "la", "fa"])
+def test_the_option_standardises_what_pa_l2_compares(student: str) -> None:
+    """Larger and shifted channels of the teacher change nothing with it, and much without it."""
+    model, teacher = pair(student)
+    own, theirs = made_up(model, 0), made_up(teacher, 1)
+    scale, shift = torch.rand(1, 8, 1, 1) * 50 + 1, torch.randn(1, 8, 1, 1) * 30
+    other = Outputs([scale * x + shift for x in theirs.features], theirs.towers, theirs.predictions)
+    for normalise in (True, False):
+        options = TrainConfig(distill_normalise=normalise).distill_options()
+        distiller = Distiller(model, teacher, options)
+        one, two = (distiller(own, each, model.anchor_grids, BOXES).loss for each in (theirs, other))
+        # float32 of values a few deviations from 0, after 50 times that and back
+        assert torch.isclose(one, two, rtol=1e-2) == normalise

@@ -180,7 +180,8 @@ def demo(config: DemoConfig, *, console: Console | None = None) -> dict[str, Any
     seconds = time.monotonic() - begun
     console.print(table_of(rows))
     say(
-        f"picture: {picture} (ground truth, teacher, student without and with distillation, key positions)\n"
+        f"picture: {picture} (ground truth, teacher, student without and with distillation, key positions;\n"
+        "         of each model its best boxes, as many as there are objects)\n"
         f"runs:    {plain}\n         {distilled}\n"
         f"next:    python -m zoominnet.predict demo-{name} YOUR_IMAGE\n         python -m zoominnet.train --help\n"
         f"{seconds:.0f} s"

@@ -24,8 +24,9 @@ TILE_PX = 384
 MARGIN_PX, TITLE_PX = 6, 22
 MIN_OBJECTS = 8
 """Of a scene that is shown."""
-CONF = 0.3
-"""Boxes above this score are drawn."""
+CONF = 0.05
+"""Of each model as many boxes are drawn as there are objects, its best, above this score: one threshold for all would say
+more of how certain a model is than of what it finds, and one that learnt a teacher's probabilities is less certain."""
 _BACKGROUND, _TEXT = "#ffffff", "#101014"
 
 
@@ -66,7 +67,10 @@ def compare_on_scenes(
                 scenes.class_names,
                 tuple(range(len(scenes.class_names))),
             ),
-            *(detector.predict(scenes.render(record), conf=CONF) for detector in detectors.values()),
+            *(
+                detector.predict(scenes.render(record), conf=CONF, max_det=len(truth))
+                for detector in detectors.values()
+            ),
         ]
         rows.append([drawn(result, picture) for result in found])
         if mask_of is not None:

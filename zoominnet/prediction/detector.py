@@ -147,14 +147,14 @@ class Detector(nn.Module):
         self,
         source: ImageInput | Sequence[ImageInput],
         *,
-        conf: float = 0.25,
-        iou: float = 0.5,
-        max_det: int = 500,
-        classes: Sequence[str | int] | None = None,
-        slice: bool = False,
-        slice_size: int | None = None,
-        overlap: float = 0.2,
-        batch_size: int = 1,
+        conf: float = PredictOptions.conf,
+        iou: float = PredictOptions.iou,
+        max_det: int = PredictOptions.max_det,
+        classes: Sequence[str | int] | None = PredictOptions.classes,
+        slice: bool = PredictOptions.slice,
+        slice_size: int | None = PredictOptions.slice_size,
+        overlap: float = PredictOptions.overlap,
+        batch_size: int = PredictOptions.batch_size,
     ) -> Result | list[Result]:
         """What is in an image, in its own pixels.
 

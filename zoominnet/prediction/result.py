@@ -17,6 +17,8 @@ from zoominnet.prediction.drawing import LabelMode, draw, require_drawing
 from zoominnet.prediction.extras import extra
 from zoominnet.prediction.inputs import to_pixels
 
+SaveFormat = Literal["pictures", "coco", "visdrone", "yolo"]
+"""What is written of what is found."""
 PICTURE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 """Formats that pictures are written in, by suffix."""
 
@@ -178,6 +180,3 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a picture in the format of its suffix."""
     options = {"quality": 92} if path.suffix.lower() != ".png" else {"compress_level": 3}
     picture.save(path, PICTURE_FORMATS[path.suffix.lower()], **options)
-
-
-SaveFormat = Literal["pictures", "coco", "visdrone", "yolo"]

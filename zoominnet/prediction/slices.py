@@ -34,8 +34,6 @@ COVERED = 0.5
 BORDER = 1 / 64
 """A box so near to a slice's border, as a share of the slice's side, is taken for cut: at 512 px 8, one cell of the finest
 map."""
-
-
 PAIRS_AT_A_TIME = 4_000_000
 """Pairs of boxes that are compared in one go, for the sake of memory."""
 

@@ -105,7 +105,7 @@ def test_f13_a_step_that_is_not_finite_changes_nothing(
     changed: dict[int, list[str]] = {}
     poisoned: list[str] = []
 
-    def watched_step(phase: Phase, batch: Any, measure: bool) -> StepOutcome:
+    def watched_step(phase: Phase, batch: Any, measure: bool) -> Callable[[], StepOutcome]:
         if phase.name != "student":
             return train_step(phase, batch, measure)
         inject.point, inject.value = step_of.get(phase.step, (None, 0.0))

@@ -33,7 +33,7 @@ from zoominnet.engine.folder import evaluation_command
 from zoominnet.engine.inference import no_detections
 from zoominnet.engine.run import Run
 from zoominnet.engine.trainer import Validation
-from zoominnet.engine.watchers.gradient_ratio import gradient_ratio
+from zoominnet.engine.watchers.gradient_ratio import gradient_squares
 from zoominnet.errors import UserError
 from zoominnet.evaluate import main as evaluate_main
 from zoominnet.evaluation import Detections
@@ -483,12 +483,12 @@ def test_distillation_that_drowns_the_task_is_reported(
     assert "times the task's" not in capsys.readouterr().out
 
 
-def test_gradient_ratio_by_hand() -> None:
+def test_gradient_squares_by_hand() -> None:
     # Level 0: distillation (3, 4), whole (3, 16) -> task (0, 12). Level 1: no distillation, task (5, 0).
-    # Ratio 5 / sqrt(144 + 25) = 5 / 13; the whole was scaled by 2.
+    # The squares are 25 and 144 + 25; the whole was scaled by 2.
     distill = (torch.tensor([3.0, 4.0]), None)
     totals = [torch.tensor([6.0, 32.0]), torch.tensor([10.0, 0.0])]
-    assert gradient_ratio(distill, totals, 2.0, Ranks(torch.device("cpu"))) == pytest.approx(5 / 13)
+    assert gradient_squares(distill, totals, torch.tensor(2.0), Ranks(torch.device("cpu"))).tolist() == [25, 169]
 
 
 BAD = [

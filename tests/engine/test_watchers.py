@@ -41,10 +41,13 @@ class Averaging(Watcher):
         self.calls.append(f"before {step}")
         yield
         self.calls.append(f"after {step}")
+        self.steps += 1
+        for name, parameter in self.phase.model.named_parameters():
+            self.mean[name] += (parameter.detach() - self.mean[name]) / self.steps
 
     @contextmanager
     def around_backward(
-        self, measured: bool, weighted_distill: Tensor | None, features: list[Tensor]
+        self, measured: bool, weighted_distill: Tensor | None, features: list[Tensor], loss_scale: Tensor
     ) -> Iterator[None]:
         assert all(feature.requires_grad for feature in features)
         yield
@@ -52,10 +55,7 @@ class Averaging(Watcher):
     def after_step(self, report: StepReport) -> None:
         self.calls.append(f"report {report.step}")
         assert len(report.images()) == self.phase.config.batch_size
-        self.steps += 1
-        for name, parameter in self.phase.model.named_parameters():
-            self.mean[name] += (parameter.detach() - self.mean[name]) / self.steps
-        report.values["averaged"] = self.steps
+        report.values["averaged"] = report.step
 
     @contextmanager
     def around_validation(self) -> Iterator[None]:

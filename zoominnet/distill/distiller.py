@@ -12,6 +12,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from zoominnet.distill.losses import LOSSES, DistillStep
 from zoominnet.distill.masks import MASKS
@@ -86,7 +87,8 @@ class Distiller:
             grids: the student's anchor grids.
             boxes: B tensors [G, 4], px of the student's input.
         """
-        masks = self.masks(grids, boxes)
+        with record_function("masks"):
+            masks = self.masks(grids, boxes)
         step = DistillStep(student, teacher, self.pairs, masks, list(boxes), self.backend)
         parts = torch.stack([loss(step) for loss in self.losses.values()])
         masked = torch.stack([mask.sum() for mask in masks])

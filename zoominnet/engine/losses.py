@@ -24,33 +24,41 @@ class GlobalLosses:
     Attributes:
         loss: scalar of this rank, in the graph; the mean of its gradient over the ranks is the global loss' gradient.
         weighted_distill: the distillation's part of it, None without a teacher.
-        sums: float64, what :meth:`read` makes values of; the same on every rank.
+        sums: float64, what :func:`read_losses` makes values of; the same on every rank.
     """
 
     loss: Tensor
     weighted_distill: Tensor | None
     sums: Tensor
 
-    def read(self, distiller: Distiller | None, weight: float, ranks: Ranks) -> tuple[dict[str, Any], int | None]:
-        """The global losses and coverages, JSON-ready, and the signal that some rank has received; waits for the device."""
-        sums = self.sums.cpu()
-        classification, regression, positives, *stops = sums[:_FIRST_PART].tolist()
-        values: dict[str, Any] = {
-            "classification": classification / max(positives, 1),
-            "bbox_regression": regression / max(positives, 1),
-        }
-        values["loss"] = values["classification"] + values["bbox_regression"]
-        if distiller is not None:
-            part_sums, masked, coverage = _of_levels(sums, distiller)
-            parts = part_sums / masked.clamp(min=1)
-            level_losses = distiller.by_level(parts)
-            values["distill"] = float(distiller.over_levels(level_losses))
-            values["loss"] += weight * values["distill"]
-            values["distill_levels"] = level_losses.tolist()
-            if len(parts) > 1:
-                values |= {f"distill_{name}": part.tolist() for name, part in zip(distiller.losses, parts, strict=True)}
-            values["coverage"] = (coverage / ranks.size).tolist()
-        return values, first_stop(stops)
+
+def read_losses(
+    sums: Tensor, distiller: Distiller | None, weight: float, ranks: Ranks
+) -> tuple[dict[str, Any], int | None]:
+    """The global losses and coverages, JSON-ready, and the signal that some rank has received.
+
+    Args:
+        sums: of :class:`GlobalLosses`, on the host.
+        distiller, weight: of the distillation loss.
+        ranks: all processes.
+    """
+    classification, regression, positives, *stops = sums[:_FIRST_PART].tolist()
+    values: dict[str, Any] = {
+        "classification": classification / max(positives, 1),
+        "bbox_regression": regression / max(positives, 1),
+    }
+    values["loss"] = values["classification"] + values["bbox_regression"]
+    if distiller is not None:
+        part_sums, masked, coverage = _of_levels(sums, distiller)
+        parts = part_sums / masked.clamp(min=1)
+        level_losses = distiller.by_level(parts)
+        values["distill"] = float(distiller.over_levels(level_losses))
+        values["loss"] += weight * values["distill"]
+        values["distill_levels"] = level_losses.tolist()
+        if len(parts) > 1:
+            values |= {f"distill_{name}": part.tolist() for name, part in zip(distiller.losses, parts, strict=True)}
+        values["coverage"] = (coverage / ranks.size).tolist()
+    return values, first_stop(stops)
 
 
 def _of_levels(sums: Tensor, distiller: Distiller) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,8 +80,10 @@ def combine_losses(
     """
     task, positives, distill = losses.task, losses.positives, losses.distill
     own = [torch.stack([task["classification"], task["bbox_regression"]]).detach(), positives.view(1)]
-    flags = torch.tensor([number in received for number in STOP_SIGNALS])
-    own.append(flags.to(positives.device, non_blocking=True))  # else the host would wait here for the forward pass
+    flags = positives.new_zeros(len(STOP_SIGNALS))
+    for number in received:
+        flags[STOP_SIGNALS.index(number)].fill_(1)
+    own.append(flags)
     if distill is not None:
         own += [(distill.parts.detach() * distill.masked).flatten(), distill.masked, distill.coverage]
     sums = ranks.sum(torch.cat([part.double() for part in own]))

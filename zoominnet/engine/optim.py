@@ -49,9 +49,19 @@ class Schedule:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of --optimizer over the parameters of `model`, or of a :class:`TrainingModule`, that train."""
+    """The optimiser of --optimizer over the parameters of `model`, or of a :class:`TrainingModule`, that train.
+
+    It is of torch's fused ones, which take all parameters in one pass, and leave everything as it is in a step where
+    their `found_inf`, a tensor on the device, is not 0.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate, decay = config.lr, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=decay, fused=True)
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True)
+    if config.momentum:
+        # A first step that is left out would leave torch's own buffers unwritten (2.11). From 0 the first one is the same.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

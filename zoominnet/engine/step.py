@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from zoominnet.data import student_images
 from zoominnet.distill import Distiller, DistillOutput
@@ -49,11 +50,16 @@ class TrainingModule(nn.Module):
         if self.model.architecture.input_divisor == 2:
             x = student_images(full)
             targets = [{k: v / 2 if k in ("boxes", "ignored") else v for k, v in target.items()} for target in targets]
-        outputs = self.model.outputs(x)
+        with record_function("student forward"):
+            outputs = self.model.outputs(x)
         assert outputs.predictions is not None
-        task, positives = self.model.loss_sums(outputs.predictions, targets)
         distill = None
         if self.distiller is not None:
-            boxes = [target["boxes"] for target in targets]
-            distill = self.distiller(outputs, self.distiller.teacher_outputs(full), outputs.predictions.grids, boxes)
+            with record_function("teacher forward"):
+                teacher = self.distiller.teacher_outputs(full)
+        with record_function("losses"):
+            task, positives = self.model.loss_sums(outputs.predictions, targets)
+            if self.distiller is not None:
+                boxes = [target["boxes"] for target in targets]
+                distill = self.distiller(outputs, teacher, outputs.predictions.grids, boxes)
         return StepLosses(task, positives, distill, outputs.features)

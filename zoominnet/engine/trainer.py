@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -43,6 +44,23 @@ class Validation:
 
     ap: float
     values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device has been given.
+
+    Attributes:
+        step: how many are done with it.
+        batch: this rank's share.
+        measure: whether its values are logged.
+        outcome: waits for it, and tells what came of it.
+    """
+
+    step: int
+    batch: Batch
+    measure: bool
+    outcome: Callable[[], StepOutcome]
 
 
 class Phase:
@@ -91,6 +109,9 @@ class Phase:
         adapter = None if distiller is None else distiller.adapter
         self.state = TrainingState(model, self.optimizer, self.scaler, self.watchers, self.total_steps, adapter)
         self.update = Update(config, self.schedule, self.optimizer, self.scaler, distiller, self.watchers, ranks)
+        # Reading what a step gave, the host would wait for a GPU that then has nothing to do: it reads a step later.
+        self.steps_ahead = 1 if self.device.type == "cuda" else 0
+        self.launched: deque[LaunchedStep] = deque()
         self.received: list[int] = []
         self.stop: int | None = None
 
@@ -170,39 +191,52 @@ class Phase:
         self.module.train()
         if self.distiller is not None:
             self.distiller.teacher.eval()
-        started = time.perf_counter()
+        self.settled_at = time.perf_counter()
         for batch in loader:
             measure = (self.step + 1) % self.config.log_every == 0
             with ExitStack() as around:
                 for watcher in self.watchers:
                     around.enter_context(watcher.around_step(self.step, batch))
-                done = self._train_step(batch, measure)
-            # Several ranks agree on a stop within a step; one alone need not wait for the next.
-            self.stop = next(iter(self.received), None) if self.ranks.size == 1 else done.stop
+                outcome = self._train_step(batch, measure)
             self.state.step += 1
-            values, images = done.values, cache(lambda batch=batch: self._image_ids(batch))
-            report = StepReport(self.step, values, measure, done.applied, done.loss_scale, images, log)
-            for watcher in self.watchers:
-                watcher.after_step(report)
-            if measure:
-                log.write("train", self.step, {"epoch": epoch, "images": images(), **values})
-            now = time.perf_counter()
-            values["images_per_s"] = self.plan.batch_size / (now - started)
-            started = now
-            display.update(self.step, f"epoch {epoch + 1}/{self.epochs} {describe_step(values, self.device)}")
+            self.launched.append(LaunchedStep(self.step, batch, measure, outcome))
+            while len(self.launched) > self.steps_ahead:
+                self._settle(log, display)
+            if self.ranks.size == 1:
+                self.stop = next(iter(self.received), None)
             writer.poll()
             epoch_ends = self.step % self.plan.steps_per_epoch == 0
-            if self.step == self.total_steps or (epoch_ends and (epoch + 1) % self.config.val_every == 0):
-                self.state.validation_due = True
-                return
-            if epoch_ends or self.stop is not None or self.step % self.config.checkpoint_every == 0:
-                self.save(writer, log, None)
-            if epoch_ends or self.stop is not None:
+            validate = self.step == self.total_steps or (epoch_ends and (epoch + 1) % self.config.val_every == 0)
+            leave = validate or epoch_ends or self.stop is not None
+            if leave or self.step % self.config.checkpoint_every == 0:
+                while self.launched:
+                    self._settle(log, display)
+                self.state.validation_due = validate
+                if not validate:
+                    self.save(writer, log, None)
+            if leave:
                 return
 
-    def _train_step(self, batch: Batch, measure: bool) -> StepOutcome:
+    def _train_step(self, batch: Batch, measure: bool) -> Callable[[], StepOutcome]:
         """One optimiser step on this rank's share of a batch; `measure` tells whether its values are logged."""
         return self.update(self.module, self.step, batch, measure, self.received)
+
+    def _settle(self, log: RunLog, display: StepDisplay) -> None:
+        """Waits for the oldest launched step, and says and logs what came of it."""
+        launched = self.launched.popleft()
+        done, epoch = launched.outcome(), (launched.step - 1) // self.plan.steps_per_epoch
+        if self.ranks.size > 1:  # several agree on a stop within a step; one alone need not wait for it
+            self.stop = done.stop
+        values, images = done.values, cache(lambda: self._image_ids(launched.batch))
+        report = StepReport(launched.step, values, launched.measure, done.applied, done.loss_scale, images, log)
+        for watcher in self.watchers:
+            watcher.after_step(report)
+        if launched.measure:
+            log.write("train", launched.step, {"epoch": epoch, "images": images(), **values})
+        now = time.perf_counter()
+        values["images_per_s"] = self.plan.batch_size / (now - self.settled_at)
+        self.settled_at = now
+        display.update(launched.step, f"epoch {epoch + 1}/{self.epochs} {describe_step(values, self.device)}")
 
     def _run_validation(self, log: RunLog, writer: CheckpointWriter, display: StepDisplay) -> None:
         """Measures the model and saves it; when a stop signal comes, saves it unmeasured."""

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from zoominnet.kernels import AnchorGrid
 from zoominnet.models.anchors import ANCHORS_PER_CELL, Anchors
@@ -202,7 +203,8 @@ class RetinaNet(nn.Module):
         """The sums of :meth:`losses` before they are divided, and the number of positive anchors (int64 scalar)."""
         logits = torch.cat(predictions.logits, dim=1).float()
         deltas = torch.cat(predictions.deltas, dim=1).float()
-        matched = self.assign(predictions.grids, targets, self.kernel_backend)
+        with record_function("assignment"):
+            matched = self.assign(predictions.grids, targets, self.kernel_backend)
         positive = matched >= 0
 
         # One gather for the whole batch, without a host synchronisation, so nothing is copied to the device: unmatched

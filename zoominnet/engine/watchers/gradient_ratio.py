@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoominnet.engine.distributed import Ranks
+from zoominnet.engine.host_copy import HostCopy
 from zoominnet.engine.watchers.interface import StepReport, Watched, Watcher
 
 GRADIENT_RATIO_WINDOW = 5
@@ -25,28 +26,30 @@ class GradientRatio(Watcher):
         super().__init__(phase)
         self.ratios: deque[float] = deque(maxlen=GRADIENT_RATIO_WINDOW)
         self.warned = False
-        self._distill: tuple[Tensor | None, ...] = ()
-        self._totals: list[Tensor | None] = []
+        self._arriving: deque[HostCopy] = deque()  # of the measured steps whose values are not known yet
 
     @contextmanager
     def around_backward(
-        self, measured: bool, weighted_distill: Tensor | None, features: list[Tensor]
+        self, measured: bool, weighted_distill: Tensor | None, features: list[Tensor], loss_scale: Tensor
     ) -> Iterator[None]:
         if not measured or weighted_distill is None:
             yield
             return
-        self._distill = torch.autograd.grad(weighted_distill, features, retain_graph=True, allow_unused=True)
-        with captured_gradients(features) as self._totals:
+        distill = torch.autograd.grad(weighted_distill, features, retain_graph=True, allow_unused=True)
+        with captured_gradients(features) as totals:
             yield
+        self._arriving.append(HostCopy(gradient_squares(distill, totals, loss_scale, self.phase.ranks)))
 
     def after_step(self, report: StepReport) -> None:
-        if report.applied and self._distill:
-            ratio = gradient_ratio(self._distill, self._totals, report.loss_scale, self.phase.ranks)
+        if not report.measured or not self._arriving:
+            return
+        distill, task = self._arriving.popleft().read().tolist()
+        if report.applied:
+            ratio = math.sqrt(distill / task) if task > 0 else math.inf
             report.values["distill_gradient_ratio"] = ratio
             self.ratios.append(ratio)
             if len(self.ratios) == GRADIENT_RATIO_WINDOW:
                 self._judge(report.step)
-        self._distill, self._totals = (), []
 
     def end(self, step: int) -> None:
         self._judge(step)  # a short run may have few
@@ -61,10 +64,10 @@ class GradientRatio(Watcher):
             )
 
 
-def gradient_ratio(
-    distill: tuple[Tensor | None, ...], totals: list[Tensor | None], scale: float, ranks: Ranks
-) -> float:
-    """Norm of the distillation gradient over the norm of the task's, both on the pyramid's outputs of all ranks.
+def gradient_squares(
+    distill: tuple[Tensor | None, ...], totals: list[Tensor | None], scale: Tensor, ranks: Ranks
+) -> Tensor:
+    """Squared norms of the distillation's and of the task's gradient, float64 [2], on the pyramid's outputs of all ranks.
 
     Args:
         distill: gradient of the weighted distillation loss, None where a level has none.
@@ -74,12 +77,11 @@ def gradient_ratio(
     """
     squares = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for part, total in zip(distill, totals, strict=True):
-        whole = total.float() / scale if total is not None else 0.0
-        share = part.float() if part is not None else 0.0
-        squares[0] += torch.as_tensor(share).square().sum()
-        squares[1] += torch.as_tensor(whole - share).square().sum()
-    distill_square, task_square = ranks.sum(squares).tolist()
-    return math.sqrt(distill_square / task_square) if task_square > 0 else math.inf
+        whole = torch.zeros_like(scale) if total is None else total.float() / scale
+        share = torch.zeros_like(scale) if part is None else part.float()
+        squares[0] += share.square().sum()
+        squares[1] += (whole - share).square().sum()
+    return ranks.sum(squares)
 
 
 @contextmanager

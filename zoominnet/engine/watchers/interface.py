@@ -89,7 +89,7 @@ class Watcher:
         return nullcontext()
 
     def around_backward(
-        self, measured: bool, weighted_distill: Tensor | None, features: list[Tensor]
+        self, measured: bool, weighted_distill: Tensor | None, features: list[Tensor], loss_scale: Tensor
     ) -> AbstractContextManager[None]:
         """Entered before the backward pass and left after it.
 
@@ -97,11 +97,13 @@ class Watcher:
             measured: whether the step's values are logged.
             weighted_distill: the distillation's part of the loss, in the graph; None without a teacher.
             features: the model's pyramid outputs, in the graph.
+            loss_scale: of the gradients, where fp16 scales them, else 1; a scalar on the device.
         """
         return nullcontext()
 
     def after_step(self, report: StepReport) -> None:
-        """The step is done, its values are not logged yet."""
+        """The step's values are known, and not logged yet. On a GPU the next step may have begun: what is to be done with
+        the weights that this one has made is done where :meth:`around_step` is left, and without reading tensors."""
 
     def around_validation(self) -> AbstractContextManager[None]:
         """Entered before the model is measured on the validation split, left after it."""

@@ -42,6 +42,7 @@ MAX_WORKERS, MAX_SECONDS = 1024, 1_000_000
 """Beyond them it is a slip: the machine could not start the one, nor its clocks hold the other."""
 MAY_CHANGE = object()
 """Beside an option that does not change what a run computes: --resume takes another value."""
+Amp = Literal["auto", "off", "bf16", "fp16"]
 Profile = Literal["paper", "repo", "wang2019", "demo"]
 NO_STUDENT = "none"
 AtLeast1 = Annotated[int, at_least(1)]
@@ -249,8 +250,10 @@ class TrainConfig:
     """Factor at each fall (paper: 0.2; repo: 0.1)."""
     clip_grad_norm: Annotated[float | None, POSITIVE] = None
     """Largest norm of the gradient; None: no limit."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision; losses, IoU and accumulations stay in float32. fp16 needs a GPU."""
+    amp: Amp = "auto"
+    """Mixed precision; losses, IoU and accumulations stay in float32. auto: bf16 where the device computes in it itself and
+    is faster so (GPUs from Ampere on, CPUs with AVX512-BF16 or AMX), else off; written down as what it came to. fp16
+    needs a GPU."""
 
     seed: Annotated[int, NOT_NEGATIVE, Rule(lambda seed: seed < 2**63, "is not below 2**63")] = 0
     """Seed of initial weights, order of the images, flips and synthetic scenes."""
@@ -267,11 +270,14 @@ class TrainConfig:
     """Seconds to wait for the next images of the --workers before the run stops with an error."""
     rank_timeout: Annotated[float, POSITIVE, at_most(MAX_SECONDS), MAY_CHANGE] = 60.0
     """Seconds that a process waits for the others in a step before it gives up (training by torchrun)."""
-    fused_kernels: bool = False
-    """Use the fast kernels (native or triton) and stop if one cannot run here; else the plain PyTorch reference."""
+    fused_kernels: bool | None = None
+    """--fused-kernels demands the fast kernels (native or triton) and stops if one cannot run here; --no-fused-kernels takes
+    the plain PyTorch reference. None: of those that run, the fastest measured on the device."""
+    compile: bool = False
+    """Compile teacher and student by torch.compile, which takes minutes at the start and makes every step faster."""
     verify_kernels: Annotated[int, NOT_NEGATIVE, MAY_CHANGE] = 0
-    """With --fused-kernels, repeat every kernel call of the first so many batches of teacher and student (on --resume:
-    of what is left) by the reference, and stop on a difference. The trained weights are the same. 0: off."""
+    """Repeat every call of a fast kernel in the first so many batches of teacher and student (on --resume: of what is
+    left) by the reference, and stop on a difference. The trained weights are the same. 0: off."""
 
     val_every: AtLeast1 = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
@@ -387,10 +393,10 @@ class TrainConfig:
             raise ConfigError(f"--student none: nothing is left to train with --teacher {self.teacher}; leave one out")
         if self.mask_scope == "all" and self.mask_boxes == "best-level":
             raise ConfigError("--mask-scope all and --mask-boxes best-level exclude each other; choose one")
-        if self.verify_kernels and not self.fused_kernels:
+        if self.verify_kernels and self.fused_kernels is False:
             raise ConfigError(
-                f"--verify-kernels {self.verify_kernels}: without --fused-kernels there is nothing to compare with the "
-                "reference; add --fused-kernels or leave out --verify-kernels"
+                f"--verify-kernels {self.verify_kernels}: with --no-fused-kernels there is nothing to compare with the "
+                "reference; leave one of the two out"
             )
 
     def changes_from(self, begun: TrainConfig) -> list[str]:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import rich.box
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from zoominnet.command import choose_device, make_console, run_with_options
+from zoominnet.command import make_console, run_with_options
 from zoominnet.config import PROFILES, TrainConfig
 from zoominnet.data import free_shared_memory
 from zoominnet.engine.log import draws_bars
@@ -48,8 +47,6 @@ class DemoConfig:
     """The student that is trained on."""
     steps: Annotated[int, at_least(1)] = 300
     """Optimiser steps, once without and once with distillation."""
-    fused_kernels: bool = True
-    """Use the fast kernels; --no-fused-kernels: the plain PyTorch reference."""
     device: str = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
     out: Path = Path("runs/demo")
@@ -72,14 +69,6 @@ class ProgressOnly(Console):
 
     def out(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **{"markup": False, "highlight": False, "soft_wrap": True} | options)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; where it does not, float32 is faster."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def fits_in_cache() -> bool:
@@ -109,9 +98,7 @@ def student_config(config: DemoConfig, *, distill: bool) -> TrainConfig:
         max_steps=config.steps,
         lr=1e-3,
         log_every=50,
-        fused_kernels=config.fused_kernels,
         cache=fits_in_cache(),
-        amp="bf16" if has_bf16(choose_device(config.device)) else "off",
         device=config.device,
         out=config.folder / ("with-distillation" if distill else "without-distillation"),
         resume="auto",

@@ -23,6 +23,9 @@ from zoominnet.engine.stopping import Interrupted
 from zoominnet.engine.watchers.skips import DivergedError
 from zoominnet.errors import EXIT_USER_ERROR
 
+THREE_WAY = ("--resume", "--fused-kernels")
+"""Options that are flags on the command line, with --no- before them too, and have a third value."""
+
 
 def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, Any]:
     """Trains a teacher, or takes one, distils a student from it and measures both.
@@ -46,7 +49,11 @@ def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, A
     config.check()
     if config.resume == "auto":
         config = dataclasses.replace(config, resume=(config.out / CONFIG_FILE).exists())
-    if config.resume and (changes := config.settled().changes_from(read_config(config.out / CONFIG_FILE))):
+    if config.resume:
+        begun = read_config(config.out / CONFIG_FILE)
+        if config.amp == "auto":
+            config = dataclasses.replace(config, amp=begun.amp)
+    if config.resume and (changes := config.settled().changes_from(begun)):
         raise ConfigError(f"--resume: {', '.join(changes)}: a run goes on as it began; start another in a new --out")
     with join_ranks(config.device, config.rank_timeout) as ranks:
         if not ranks.first:
@@ -79,21 +86,24 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         default = read_config(file)
     return tyro.cli(
         TrainConfig,
-        args=spell_out_resume(arguments),
+        args=spell_out(arguments),
         default=default,
         prog="python -m zoominnet.train",
         description=__doc__,
     )
 
 
-def spell_out_resume(arguments: Sequence[str]) -> list[str]:
-    """The arguments with a plain --resume as --resume True, and --no-resume as --resume False."""
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the flags of `THREE_WAY` as tyro takes an option of three values: --resume as --resume True,
+    --no-resume as --resume False."""
     spelt = []
     for argument, follower in zip_longest(arguments, arguments[1:], fillvalue="--"):
-        if argument == "--resume" and follower.startswith("--"):
-            spelt += ["--resume", "True"]
+        if argument in THREE_WAY and follower.startswith("--"):
+            spelt += [argument, "True"]
+        elif argument.replace("--no-", "--", 1) in THREE_WAY and argument not in THREE_WAY:
+            spelt += [argument.replace("--no-", "--", 1), "False"]
         else:
-            spelt += ["--resume", "False"] if argument == "--no-resume" else [argument]
+            spelt += [argument]
     return spelt
 
 

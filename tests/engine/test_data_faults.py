@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,18 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from zoominnet.data import ANY_CLASS, DetectionDataset, ImageRecord, Split, open_split
+from zoominnet.config import TrainConfig
+from zoominnet.data import ANY_CLASS, Batch, DetectionDataset, ImageRecord, Split, open_split
 from zoominnet.data.records import DataReport
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
 from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.folder import changes_in_data, describe_data
-from zoominnet.engine.losses import GlobalLosses, combine_losses, read_losses
+from zoominnet.engine.optim import Schedule, build_optimizer
 from zoominnet.engine.step import TrainingModule
 from zoominnet.engine.trainer import Phase
+from zoominnet.engine.update import Update
+from zoominnet.engine.watchers.gradient_ratio import GradientRatio
 from zoominnet.kernels import available_backends, max_iou_assign
 from zoominnet.models import Outputs, RetinaNet, build_model
 
@@ -310,25 +314,27 @@ def never_waiting(device: str) -> Iterator[None]:
 @pytest.mark.parametrize(("backend", "device"), [pytest.param("reference", "cpu", id="cpu"), *FAST_ON_GPU])
 @pytest.mark.parametrize("student", ["snet", "la", "fa"])
 def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(student: str, backend: str, device: str) -> None:
-    """Forward pass, matching, masks, losses, their sum over the ranks, backward pass: with objects and without."""
+    """A whole step, from the batch on the host to the optimiser: with objects and without, the ratio of gradients too."""
     module, ranks = make_module(student, backend, device), Ranks(torch.device(device))
     boxes = ((20.0, 30.0, 60.0, 90.0), (100.0, 100.0, 190.0, 180.0))
-    images = images_of(2, 256, device)
+    config = TrainConfig(amp="bf16" if device == "cuda" else "off", clip_grad_norm=10.0, ignored="honour", lr=1e-6)
+    scaler, schedule = torch.amp.GradScaler(device, enabled=False), Schedule(1e-6, 1e-6, 0, (), 1.0, 10)
+    watcher = GradientRatio(SimpleNamespace(ranks=ranks))  # type: ignore[arg-type]
+    optimizer = build_optimizer(module, config)
+    update = Update(config, schedule, optimizer, scaler, module.distiller, [watcher], ranks)
     for first, second in (((), ()), (boxes, ()), (boxes[:1], boxes)):
-        targets = [target_of(device, *first), target_of(device, *second)]
-
-        def step(targets: list[dict[str, Tensor]] = targets) -> GlobalLosses:
-            module.zero_grad(set_to_none=True)
-            whole = combine_losses(module(images, targets), module.distiller, 0.01, ranks, [])
-            whole.loss.backward()
-            return whole
-
-        step()  # compiles kernels, chooses algorithms
+        targets = [{**target_of("cpu", *each), "ignored": torch.rand(1, 4), "image_id": 1} for each in (first, second)]
+        batch = Batch(images_of(2, 256, "cpu"), targets)  # type: ignore[arg-type]
+        if device == "cuda":
+            batch = batch.pin_memory()
+        update(module, 0, batch, True, [])()  # compiles kernels, chooses algorithms
         with never_waiting(device):
-            whole = step()
-        values, stop = read_losses(whole.sums.cpu(), module.distiller, 0.01, ranks)
+            outcome = update(module, 0, batch, True, [])
+        done = outcome()
+        values = done.values
+        assert done.applied
+        assert done.stop is None
         assert math.isfinite(values["loss"])
-        assert stop is None
         assert (values["distill"] > 0) == (values["bbox_regression"] > 0) == (second == boxes or first == boxes)
         assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
@@ -338,6 +344,7 @@ def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(student: st
 _CROWD = """
 import sys, torch
 from zoominnet.distill import Distiller, DistillOptions
+from zoominnet.engine.optim import Schedule, build_optimizer
 from zoominnet.engine.step import TrainingModule
 from zoominnet.models import build_model
 

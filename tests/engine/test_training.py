@@ -39,7 +39,7 @@ from zoominnet.evaluate import main as evaluate_main
 from zoominnet.evaluation import Detections
 from zoominnet.models import build_model
 from zoominnet.train import main as train_main
-from zoominnet.train import spell_out_resume
+from zoominnet.train import spell_out
 
 Train = Callable[..., int]
 pytestmark = pytest.mark.usefixtures("small")
@@ -659,7 +659,7 @@ def test_resume_auto_begins_a_run_and_goes_on_with_it(
     ],
 )
 def test_resume_with_and_without_a_value(words: list[str], spelt: list[str]) -> None:
-    assert spell_out_resume(words) == spelt
+    assert spell_out(words) == spelt
 
 
 def test_a_configuration_from_python_resumes_what_it_began(tmp_path: Path) -> None:

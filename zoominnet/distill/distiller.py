@@ -6,7 +6,7 @@ Sizes in shapes: B images, N losses, L levels, C channels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,7 +19,7 @@ from zoominnet.distill.masks import MASKS
 from zoominnet.distill.options import DistillOptions
 from zoominnet.distill.pairs import MapPairs
 from zoominnet.kernels import AnchorGrid
-from zoominnet.models import Outputs, RetinaNet
+from zoominnet.models import Outputs, RetinaNet, frozen_copy
 from zoominnet.models.interfaces import Part
 
 
@@ -41,7 +41,7 @@ class DistillOutput:
 
 
 class Distiller:
-    """Compares a student with its teacher, which it freezes and keeps in evaluation mode.
+    """Compares a student with its teacher, of which it keeps a frozen copy that is as fast as the teacher can be.
 
     It is no module on purpose: the teacher stays out of the student's state dict, optimiser and DDP wrapper, and
     ``student.train()`` cannot reach it. What of it is trained is its `adapter`, which :class:`TrainingModule` takes in.
@@ -51,27 +51,68 @@ class Distiller:
         teacher: the "teacher" model.
         options: see :class:`DistillOptions`.
         seed: of the adapter's initial weights.
+        dtype: of the teacher's weights and maps, the one of the student's under autocast; None is float32.
 
     Attributes:
+        teacher: the copy (:func:`zoominnet.models.frozen_copy`), as far as the losses need it.
         adapter: brings the student's maps to the teacher's channels; None where they are equal.
 
     Raises:
         ValueError: models whose maps cannot be paired.
     """
 
-    def __init__(self, student: RetinaNet, teacher: RetinaNet, options: DistillOptions, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        student: RetinaNet,
+        teacher: RetinaNet,
+        options: DistillOptions,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.pairs = MapPairs(student, teacher, options.at, seed)
         self.adapter = self.pairs.adapter
-        self.teacher = teacher.eval().requires_grad_(False)
         self.options = options
         self.losses = {name: LOSSES[name](options) for name in options.losses}
         self.needs: Part = max((loss.needs for loss in self.losses.values()), key=get_args(Part).index)
+        self.teacher = frozen_copy(teacher, self.needs, dtype)
         self.backend = student.kernel_backend
+        self._stream: torch.cuda.Stream | None = None
 
     @torch.no_grad()
     def teacher_outputs(self, images: Tensor) -> Outputs:
         """What the teacher makes of images at its size, [B, 3, 2S, 2S] in 0..1, as far as the losses need."""
         return self.teacher.outputs(images, self.needs)
+
+    def begin_teacher(self, images: Tensor) -> Callable[[], Outputs]:
+        """Begins :meth:`teacher_outputs`, on a GPU in a stream of its own: what is launched next runs beside it.
+
+        Returns:
+            What gives the outputs to the stream that calls it.
+        """
+        if images.device.type != "cuda":
+            outputs = self.teacher_outputs(images)
+            return lambda: outputs
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(images.device)
+        stream = self._stream
+        stream.wait_stream(torch.cuda.current_stream(images.device))
+        images.record_stream(stream)  # the memory of either side is not given away while the other may use it
+        with torch.cuda.stream(stream):
+            outputs = self.teacher_outputs(images)
+
+        def taken() -> Outputs:
+            here = torch.cuda.current_stream(images.device)
+            here.wait_stream(stream)
+            for each in outputs.tensors():
+                each.record_stream(here)
+            return outputs
+
+        return taken
+
+    def compile_teacher(self) -> None:
+        """Has torch.compile make the teacher faster, its weights taken for constants."""
+        self.teacher.compile_parts(options={"freezing": True})
 
     def masks(self, grids: Sequence[AnchorGrid], boxes: Sequence[Tensor]) -> list[Tensor]:
         """The key positions: bool [B, H, W] a level, for the student's own anchors and boxes in its pixels."""

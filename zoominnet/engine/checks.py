@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import torch
 
@@ -40,6 +41,20 @@ def check_memory(config: TrainConfig, device: torch.device, processes: int) -> N
             )
 
 
+def check_compiler(config: TrainConfig) -> None:
+    """Refuses --compile where torch.compile has no C++ compiler, which it needs on the CPU and for Triton.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    named = os.environ.get("CXX")
+    if config.compile and not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"])):
+        raise ConfigError(
+            f"--compile: needs a C++ compiler, and there is no {named or 'g++'}; install one, name it in CXX, or leave out "
+            "--compile"
+        )
+
+
 def memory_of(device: torch.device) -> int:
     """All memory of a GPU, or of the machine, bytes."""
     if device.type == "cuda":
@@ -48,18 +63,30 @@ def memory_of(device: torch.device) -> int:
 
 
 def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:
-    """The backend of each op on "cpu" or "cuda": the reference, or with --fused-kernels a fast one, never the reference.
+    """The backend of each op on "cpu" or "cuda", as the models will get it.
 
     Raises:
-        ConfigError: an op has no fast backend here; the message has the reason.
+        ConfigError: an op has no fast backend here and --fused-kernels demands it, or --verify-kernels has none to verify;
+            the message has the reason.
     """
-    operations = available_backends(device_type)
-    if not config.fused_kernels:
-        return dict.fromkeys(operations, "reference")
+    wanted, operations = wanted_backend(config), available_backends(device_type)
     try:
-        return {op: choose_backend(op, "fused", device_type) for op in operations}  # what the models will get
+        chosen = {op: choose_backend(op, wanted, device_type) for op in operations}
+        if config.verify_kernels and set(chosen.values()) == {"reference"}:
+            choose_backend(next(iter(operations)), "fused", device_type)  # says why, where it is not only unmeasured
+            raise ConfigError(
+                f"--verify-kernels {config.verify_kernels}: no fast kernel was measured on {device_type}, so the reference "
+                "is used; add --fused-kernels to use and verify the fast ones"
+            )
     except BackendUnavailableError as error:
-        raise ConfigError(f"--fused-kernels: {error}") from error
+        option = "--fused-kernels" if config.fused_kernels else f"--verify-kernels {config.verify_kernels}"
+        raise ConfigError(f"{option}: {error}") from error
+    return chosen
+
+
+def wanted_backend(config: TrainConfig) -> str:
+    """What models are told to take: "fused", "reference", or "auto", of those that run the fastest measured."""
+    return {None: "auto", True: "fused", False: "reference"}[config.fused_kernels]
 
 
 def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[str, ...]) -> None:

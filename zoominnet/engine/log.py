@@ -207,6 +207,10 @@ class StepDisplay:
         if self._progress is not None:
             self._progress.stop()
 
+    def restart(self, step: int) -> None:
+        """What is left is reckoned from here on; the steps before took a time of their own."""
+        self._start, self._first = time.monotonic(), step
+
     def note(self, text: str) -> None:
         """What goes on between two steps, on a terminal."""
         if self._progress is not None:

@@ -28,7 +28,7 @@ from zoominnet.data import DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
 from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
-from zoominnet.engine.checks import check_memory, check_teacher_fits, choose_backends
+from zoominnet.engine.checks import check_compiler, check_memory, check_teacher_fits, choose_backends, wanted_backend
 from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.folder import (
     CONFIG_FILE,
@@ -45,6 +45,7 @@ from zoominnet.engine.folder import (
 )
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
 from zoominnet.engine.log import logged
+from zoominnet.engine.precision import AUTOCAST_DTYPES, choose_amp
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
 from zoominnet.models import TEACHER, RetinaNet, build_model, load_weights
@@ -78,10 +79,13 @@ class Run:
         if config.amp == "fp16" and self.device.type == "cpu":
             raise ConfigError("--amp fp16: the CPU has no loss scaling; use --amp bf16 or off, or a GPU")
         check_memory(config, self.device, ranks.size)
+        check_compiler(config)
         self.backends = choose_backends(config, self.device.type)
-        self.config = config.settled()
-        if self.config != config:
+        settled = config.settled()
+        if settled != config:
             self.say("weights none: nothing to freeze, so all stages and BatchNorm train")
+        self.config = dataclasses.replace(settled, amp=choose_amp(config.amp, self.device))
+        self.amp_is_chosen = config.amp == "auto"
 
     def say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -118,19 +122,19 @@ class Run:
             for change in changes_in_data(config.out / DATA_FILE, self.data):
                 self.warn(f"--resume: {change}: the run goes on, but not bit for bit as it would have")
         rows: dict[str, dict[str, Any]] = {}
-        teacher = None
+        self.teacher = None
         if not config.uses_teacher and config.teacher != "train":
             self.warn(f"--teacher {config.teacher}: not used, for nothing is distilled")
         for field in ("teacher_backbone", "teacher_channels", "teacher_weights"):
             if not (config.uses_teacher or config.student == NO_STUDENT) and getattr(config, field) is not None:
                 self.warn(f"{option(field)} {getattr(config, field)}: not used, for nothing is distilled")
         if config.uses_teacher:
-            teacher = self._obtain_teacher(rows)
+            self.teacher = self._obtain_teacher(rows)
         if config.student == NO_STUDENT:
             name, label, best = "teacher", "teacher", self._train_teacher()
         else:
-            name, label = "student", f"{config.student} + CSKD" if teacher is not None else config.student
-            best = self._train(name, config.student, config.epochs, teacher)
+            name, label = "student", f"{config.student} + CSKD" if self.teacher is not None else config.student
+            best = self._train(name, config.student, config.epochs)
         model, _ = self._load(best)
         rows[name] = {"label": label, **describe(model), **self._measure(model, f"the {name}").values}
         result = {
@@ -180,7 +184,8 @@ class Run:
         )
         student = f"{config.student} on {config.backbone} at {config.image_size} px, "
         lines = [
-            f"zoominnet {zoominnet.__version__} on {device} ({name}), torch {installed_version('torch')}, amp {config.amp}",
+            f"zoominnet {zoominnet.__version__} on {device} ({name}), torch {installed_version('torch')}, amp {config.amp}"
+            f"{' (auto)' if self.amp_is_chosen else ''}",
             f"  models    {'' if config.student == NO_STUDENT else student}"
             f"{teacher if config.uses_teacher or config.student == NO_STUDENT else 'without a teacher'}",
             f"  data      {config.data}",
@@ -266,7 +271,7 @@ class Run:
 
     @property
     def _backend(self) -> str:
-        return "fused" if self.config.fused_kernels else "reference"
+        return wanted_backend(self.config)
 
     def _new_model(self, name: str) -> RetinaNet:
         """A fresh model with its pretrained weights, the same whatever was built before it."""
@@ -308,8 +313,8 @@ class Run:
             self.warn(f"{name}: {warning}")
         return model.place(self.device)
 
-    def _train(self, name: str, architecture: str, epochs: int, teacher: RetinaNet | None) -> Path:
-        """Trains one model from where it stands to the end.
+    def _train(self, name: str, architecture: str, epochs: int) -> Path:
+        """Trains one model from where it stands to the end; from the teacher, where there is one.
 
         Returns:
             Its best checkpoint.
@@ -317,8 +322,10 @@ class Run:
         config = self.config
         model = self._new_model(architecture)
         distiller = None
-        if teacher is not None:
-            distiller = Distiller(model, teacher, config.distill_options(), seed=config.seed)
+        if (teacher := self.teacher) is not None:
+            dtype = AUTOCAST_DTYPES.get(config.amp)
+            distiller = Distiller(model, teacher, config.distill_options(), seed=config.seed, dtype=dtype)
+            self.teacher = None  # the distiller has what it needs of it
             if distiller.adapter is not None:
                 self.say(
                     f"{name}: 1x1 convolutions bring its maps of {model.channels} channels to the teacher's "
@@ -349,7 +356,7 @@ class Run:
         return best
 
     def _train_teacher(self) -> Path:
-        return self._train("teacher", TEACHER, self.config.teacher_epochs or self.config.epochs, None)
+        return self._train("teacher", TEACHER, self.config.teacher_epochs or self.config.epochs)
 
     def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:
         """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""

@@ -97,6 +97,8 @@ class Phase:
         self.train_set, self.validate, self.folder, self.console = train_set, validate, folder, console
         self.ranks, self.device = ranks, ranks.device
         self.module: nn.Module = TrainingModule(model, distiller)
+        if config.compile:
+            self.module.compile_parts()
         self.optimizer = build_optimizer(self.module, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.plan = BatchPlan(
@@ -112,6 +114,7 @@ class Phase:
         # Reading what a step gave, the host would wait for a GPU that then has nothing to do: it reads a step later.
         self.steps_ahead = 1 if self.device.type == "cuda" else 0
         self.launched: deque[LaunchedStep] = deque()
+        self.compiled = False
         self.received: list[int] = []
         self.stop: int | None = None
 
@@ -189,9 +192,9 @@ class Phase:
             pin_memory=self.device.type == "cuda",
         )
         self.module.train()
-        if self.distiller is not None:
-            self.distiller.teacher.eval()
         self.settled_at = time.perf_counter()
+        if self.config.compile and not self.compiled:
+            self.console.print(f"{self.name}: compiling, which takes minutes before the first step", highlight=False)
         for batch in loader:
             measure = (self.step + 1) % self.config.log_every == 0
             with ExitStack() as around:
@@ -234,6 +237,10 @@ class Phase:
         if launched.measure:
             log.write("train", launched.step, {"epoch": epoch, "images": images(), **values})
         now = time.perf_counter()
+        if self.config.compile and not self.compiled:
+            self.compiled = True
+            self.console.print(f"{self.name}: compiled in {now - self.settled_at:.0f} s", highlight=False)
+            display.restart(launched.step)
         values["images_per_s"] = self.plan.batch_size / (now - self.settled_at)
         self.settled_at = now
         display.update(launched.step, f"epoch {epoch + 1}/{self.epochs} {describe_step(values, self.device)}")
@@ -253,6 +260,8 @@ class Phase:
                 self.ranks.share_buffers(self.model)
                 for watcher in self.watchers:
                     around.enter_context(watcher.around_validation())
+                # batches of other sizes, and another mode, would be compiled anew
+                around.enter_context(torch.compiler.set_stance("force_eager" if self.config.compile else "default"))
                 validation = self.validate(self.model, check)
         except _ValidationStopped:
             self.save(writer, log, None)

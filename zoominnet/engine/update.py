@@ -18,10 +18,9 @@ from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.host_copy import HostCopy
 from zoominnet.engine.losses import combine_losses, read_losses
 from zoominnet.engine.optim import Schedule
+from zoominnet.engine.precision import AUTOCAST_DTYPES
 from zoominnet.engine.step import StepLosses
 from zoominnet.engine.watchers import Watcher
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

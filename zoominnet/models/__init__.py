@@ -1,6 +1,7 @@
 """The detectors: :func:`build_model`, the descriptions of the five models, and the loading of weights."""
 
 from zoominnet.models.architectures import ARCHITECTURES, STUDENTS, TEACHER, Architecture
+from zoominnet.models.frozen import frozen_copy
 from zoominnet.models.interfaces import LaPredictor, Outputs, Predictions
 from zoominnet.models.retinanet import RetinaNet, build_model
 from zoominnet.models.weights import LoadReport, WeightsError, load_weights
@@ -17,5 +18,6 @@ __all__ = [
     "RetinaNet",
     "WeightsError",
     "build_model",
+    "frozen_copy",
     "load_weights",
 ]

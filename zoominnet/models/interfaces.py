@@ -44,6 +44,15 @@ class Outputs:
     towers: tuple[list[Tensor], list[Tensor]] | None = None
     predictions: Predictions | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """All maps."""
+        found = list(self.features)
+        for maps in self.towers or ():
+            found += maps
+        if self.predictions is not None:
+            found += [*self.predictions.logits, *self.predictions.deltas]
+        return found
+
 
 class Backbone(nn.Module):
     """Images to the maps of four stages. Made by ``BACKBONES[name](stride_in_1x1=, frozen_stages=, norm_eval=)``.

@@ -116,6 +116,20 @@ class RetinaNet(nn.Module):
         """Moves the model to `device`, its convolutions' weights in channels_last, which is faster everywhere."""
         return self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def compile_parts(self, **options: Any) -> None:
+        """Has torch.compile make of backbone, neck and head a graph each, when they are first run.
+
+        Not one of all: what is computed from the pyramid's outputs outside adds to their gradient, and that is to be seen.
+
+        Args:
+            **options: of :func:`torch.compile`.
+        """
+        options = {"fullgraph": True, "dynamic": False, **options}
+        self.backbone.compile(**options)
+        self.fpn.compile(**options)
+        for name in ("towers", "predict_levels"):
+            setattr(self.head, name, torch.compile(getattr(self.head, name), **options))
+
     def set_kernel_backend(self, backend: str) -> None:
         """Chooses the backend of every `zoominnet.kernels` op that the model calls ("auto" by default)."""
         self.kernel_backend = self.fpn.backend = backend
@@ -143,7 +157,12 @@ class RetinaNet(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Float [B, 3, H, W] in 0..1, H and W multiples of 32 -> the pyramid's outputs, finest first."""
-        return self.fpn(self.backbone((images - self.mean) / self.std))
+        return self.fpn(self.backbone(((images - self.mean) / self.std).to(self.dtype)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.fpn.parameters()).dtype
 
     def predict(self, towers: tuple[list[Tensor], list[Tensor]], image_shape: tuple[int, int]) -> Predictions:
         """Head tower outputs (`self.head.towers(features)`) for an input of `image_shape` (H, W) -> predictions."""

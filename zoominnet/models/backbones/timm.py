@@ -192,7 +192,7 @@ class TimmStages(Backbone):
         self.channels, self.normalisation, self._made_from = found.channels, found.normalisation, found.made_from
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.net = import_timm(name).create_model(name, features_only=True, out_indices=found.indices)
-        self._names = self.net.state_dict().keys()
+        self._names = frozenset(self.net.state_dict())
         for module in self.net.modules():
             if isinstance(module, _DropoutNd):
                 module.p = 0.0

@@ -110,7 +110,7 @@ def test_a_wrong_kernel_stops_the_run(
     assert error.startswith("zoominnet.train: --verify-kernels: student step 1 (images [")
     assert f"{operation}_native on [" in error
     assert output in error
-    assert "train without --fused-kernels, in a new --out, and report this line" in error
+    assert "train with --no-fused-kernels, in a new --out, and report this line" in error
     assert error.count("\n") == 1
     assert not list((tmp_path / "run" / "student" / "checkpoints").glob("*"))
 
@@ -118,8 +118,8 @@ def test_a_wrong_kernel_stops_the_run(
 def test_nothing_to_verify_is_refused(
     tiny_train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tiny_train("--verify-kernels", "3") == 2
-    assert "--verify-kernels 3: without --fused-kernels there is nothing to compare" in capsys.readouterr().err
+    assert tiny_train("--verify-kernels", "3", "--no-fused-kernels") == 2
+    assert "--verify-kernels 3: with --no-fused-kernels there is nothing to compare" in capsys.readouterr().err
     assert tiny_train("--verify-kernels", "-1") == 2
     assert "--verify-kernels: -1 is negative" in capsys.readouterr().err
 

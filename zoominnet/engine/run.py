@@ -182,6 +182,8 @@ class Run:
         kernels = (
             next(iter(backends)) if len(backends) == 1 else ", ".join(f"{b}: {ops}" for b, ops in backends.items())
         )
+        if config.fused_kernels is None and "reference" in backends:
+            kernels += " (no fast ones here: zoominnet doctor says why)"
         student = f"{config.student} on {config.backbone} at {config.image_size} px, "
         lines = [
             f"zoominnet {zoominnet.__version__} on {device} ({name}), torch {installed_version('torch')}, amp {config.amp}"

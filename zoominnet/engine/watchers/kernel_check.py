@@ -45,7 +45,7 @@ class KernelCheck(Watcher):
             others = sorted({difference.operator for difference in verifier.mismatches} - {worst.operator})
             also = f" (as do {', '.join(others)})" if others else ""
             raise KernelMismatchError(
-                f"{where}: {worst}{also}; train without --fused-kernels, in a new --out, and report this line"
+                f"{where}: {worst}{also}; train with --no-fused-kernels, in a new --out, and report this line"
             )
         if not verifier.calls:
             raise KernelMismatchError(

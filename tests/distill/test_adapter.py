@@ -46,6 +46,7 @@ def test_the_loss_is_between_the_adapted_and_the_teachers_maps(name: str, at: st
     module = TrainingModule(student, distiller).eval()
     losses = module(images(), TARGETS)
     assert losses.distill is not None
+    teacher.eval()
     small = torch.nn.functional.avg_pool2d(images().float() / 255, 2)
     with torch.no_grad():
         own, theirs = student.outputs(small, "towers"), teacher.outputs(images().float() / 255, "towers")

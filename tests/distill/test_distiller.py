@@ -21,7 +21,8 @@ BOXES = [
 def pair(student: str, backbone: str = "resnet18") -> tuple[RetinaNet, RetinaNet]:
     torch.manual_seed(0)
     options = {"backbone": backbone, "num_classes": 3}
-    return build_model(student, image_size=SIZE, **options), build_model("teacher", image_size=2 * SIZE, **options)
+    teacher = build_model("teacher", image_size=2 * SIZE, **options).eval()
+    return build_model(student, image_size=SIZE, **options), teacher
 
 
 def naive_mask(anchors: Tensor, boxes: Tensor, factor: float | None = None) -> np.ndarray:
@@ -53,7 +54,9 @@ def test_loss_equals_its_definition(name: str, threshold: str | float) -> None:
     teacher_outputs = distiller.teacher_outputs(images)
     grids = student.anchor_grids
     out = distiller(Outputs(features), teacher_outputs, grids, BOXES)
-    for level, (s, t, grid) in enumerate(zip(features, teacher_outputs.features, grids, strict=True)):
+    with torch.no_grad():
+        whole = teacher.features(images)  # what the distiller keeps may have no more than is compared
+    for level, (s, t, grid) in enumerate(zip(features, whole, grids, strict=True)):
         s64, t64 = s.detach().double().numpy(), t.double().numpy()
         if name == "la":
             s64 = s64.repeat(2, axis=2).repeat(2, axis=3)
@@ -85,16 +88,19 @@ def test_teacher_stays_frozen_and_out_of_the_student() -> None:
     student, teacher = pair("fa")
     teacher.train()
     distiller = Distiller(student, teacher, DistillOptions())
-    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    before = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}
     student.train()
-    assert not any(module.training for module in teacher.modules())
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.training  # the caller's own is left as it is
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    used = (distiller.teacher.backbone, distiller.teacher.fpn)
+    assert not any(module.training for part in used for module in part.modules())
+    assert not any(parameter.requires_grad for part in used for parameter in part.parameters())
     images = torch.rand(1, 3, 2 * SIZE, 2 * SIZE)
     features = student.features(torch.nn.functional.avg_pool2d(images, 2))
     out = distiller(Outputs(features), distiller.teacher_outputs(images), student.anchor_grids, BOXES[:1])
     out.loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())  # BatchNorm statistics too
+    assert all(torch.equal(v, before[k]) for k, v in distiller.teacher.state_dict().items())
     reached = {n.split(".")[0] for n, p in student.named_parameters() if p.grad is not None}
     assert reached == {"backbone", "fpn"}
 

@@ -89,8 +89,9 @@ def test_what_folding_would_change_is_left_as_it_is() -> None:
 
 def test_it_is_frozen_in_the_dtype_and_has_no_more_than_is_asked_for() -> None:
     model = trained("teacher", "resnet10-quarter").train()
-    frozen = frozen_copy(model, "features", torch.bfloat16).train(False)
-    assert model.training
+    frozen = frozen_copy(model, "features", torch.bfloat16)
+    assert not any(module.training for part in (frozen.backbone, frozen.fpn) for module in part.modules())
+    assert all(module.training for module in model.modules())
     assert frozen.head is model.head  # not copied, and in its own dtype
     assert all(p.dtype == torch.float32 for p in model.parameters())
     for part in (frozen.backbone, frozen.fpn):

@@ -51,6 +51,9 @@ def test_a_neck_gives_a_map_of_each_level(name: str, first: int, last: int) -> N
     maps = neck(stages)
     cells = [(-(-96 // 2**level), -(-160 // 2**level)) for level in range(first, last + 1)]
     assert [each.shape for each in maps] == [(2, 8, *shape) for shape in cells]
+    neck.output_step = 2
+    for every, second in zip(maps, neck(stages), strict=True):
+        torch.testing.assert_close(second, every[..., ::2, ::2])
     sum(each.square().sum() for each in maps).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in neck.parameters())
     assert all(bool(stage.grad.any()) for stage in stages[first - 2 :])

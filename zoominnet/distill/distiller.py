@@ -76,6 +76,8 @@ class Distiller:
         self.losses = {name: LOSSES[name](options) for name in options.losses}
         self.needs: Part = max((loss.needs for loss in self.losses.values()), key=get_args(Part).index)
         self.teacher = frozen_copy(teacher, self.needs, dtype)
+        if self.pairs.subsample and self.needs == "features":
+            self.teacher.fpn.output_step = 2
         self.backend = student.kernel_backend
         self._stream: torch.cuda.Stream | None = None
 

@@ -61,6 +61,7 @@ class MapPairs:
 
     Attributes:
         same_anchors: for each level of the student the index of the teacher's that has its anchors, None where none has.
+        subsample: every second row and column of the teacher's maps is compared.
         adapter: brings the student's maps at `site` to the teacher's channels; None where they are equal.
 
     Raises:
@@ -111,7 +112,9 @@ class MapPairs:
         for own, theirs in zip(maps, SITES[site].maps(teacher), strict=True):
             for level, (map_, partner) in enumerate(zip(own, self.partners, strict=True)):
                 other = theirs[partner]
-                found.append(MapPair(map_, other[..., ::2, ::2] if self.subsample else other, level))
+                if self.subsample and other.shape[-2:] != map_.shape[-2:]:  # the neck may have done it
+                    other = other[..., ::2, ::2]
+                found.append(MapPair(map_, other, level))
         return found
 
 

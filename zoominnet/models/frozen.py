@@ -32,12 +32,13 @@ def frozen_copy(model: RetinaNet, upto: Part = "predictions", dtype: torch.dtype
     """
     used = ["backbone", "fpn"] if upto == "features" else ["backbone", "fpn", "head"]
     shared = {id(module): module for name, module in model.named_children() if name not in used}
-    copied = copy.deepcopy(model, shared).eval()
-    backbone = folded(copied.backbone, _probe(model.mean.device))
+    copied = copy.deepcopy(model, shared)
+    copied.training = False
+    backbone = folded(copied.backbone.eval(), _probe(model.mean.device))
     assert isinstance(backbone, Backbone)
     copied.backbone = backbone
     for name in used:
-        getattr(copied, name).requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
+        getattr(copied, name).eval().requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
     return copied
 
 

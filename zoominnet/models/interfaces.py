@@ -86,9 +86,11 @@ class Neck(nn.Module):
 
     Attributes:
         backend: of the kernels that it calls.
+        output_step: 2 gives every second row and column of each output alone, which costs less than all of them.
     """
 
     backend: str = "auto"
+    output_step: int = 1
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         """C2..C5 -> P{first}..P{last}, [B, channels, H / 2^l, W / 2^l] each (rounded up), finest first."""

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoominnet.kernels import upsample_nearest2x
+from zoominnet.models.heads.canvas import Canvas
 from zoominnet.models.interfaces import Head, LaPredictor
 
+ON_CANVAS = 3
+"""So many of the smallest levels share one map in training."""
 PRIOR_PROBABILITY = 0.01
 """Every anchor starts as an object with this probability (RetinaNet, section 4.1)."""
 
@@ -54,14 +57,28 @@ class Subnet(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
 
-    def run_tower(self, feature: Tensor) -> Tensor:
-        """[B, C, h, w] -> the tower's output, same shape."""
-        for conv in self.tower:
-            feature = F.relu(conv(feature))
-        return feature
+    def run_tower(self, features: list[Tensor]) -> list[Tensor]:
+        """[B, C, h, w] a level -> the tower's outputs, same shapes."""
+        maps, canvas = self._gathered(features)
+        outputs: list[Tensor] = []
+        for x in maps:
+            mask = canvas.mask(x) if canvas is not None and len(outputs) == len(maps) - 1 else None
+            for i, conv in enumerate(self.tower):
+                x = F.relu(conv(x if mask is None or i == 0 else x * mask))
+            outputs.append(x)
+        return outputs if canvas is None else [*outputs[:-1], *canvas.take(outputs[-1])]
+
+    def _gathered(self, maps: list[Tensor]) -> tuple[list[Tensor], Canvas | None]:
+        """In training the smallest maps are one; what is counted and deployed has each by itself."""
+        return Canvas.with_last(maps, ON_CANVAS) if self.training and len(maps) >= ON_CANVAS else (maps, None)
 
     def predict_from_tower(self, features: list[Tensor]) -> list[Tensor]:
         """Tower outputs [B, C, h, w] -> [B, outputs, h, w], or [B, outputs, 2h, 2w] with LA, a tensor a level each."""
+        maps, canvas = self._gathered(features)
+        outputs = self._predict(maps)
+        return outputs if canvas is None else [*outputs[:-1], *canvas.take(outputs[-1], 2 if self.upsample else 1)]
+
+    def _predict(self, features: list[Tensor]) -> list[Tensor]:
         predict = self.predict
         if not self.upsample:
             return [predict(x) for x in features]
@@ -101,8 +118,8 @@ class RetinaHead(Head):
 
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         return (
-            [self.classification.run_tower(x) for x in features],
-            [self.regression.run_tower(x) for x in features],
+            self.classification.run_tower(features),
+            self.regression.run_tower(features),
         )
 
     def predict_levels(self, towers: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

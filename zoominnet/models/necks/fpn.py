@@ -38,17 +38,22 @@ class FeaturePyramid(Neck):
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         merged = self.lateral["c5"](stages[-1])
-        outputs = [self.output["p5"](merged)]
+        outputs = [self._output("p5", merged)]
         for s in range(4, self.first - 1, -1):
             lateral = self.lateral[f"c{s}"](stages[s - 2])
             merged = upsample_nearest2x(merged, add=lateral, backend=self.backend)
-            outputs.insert(0, self.output[f"p{s}"](merged))
+            outputs.insert(0, self._output(f"p{s}", merged))
         x = stages[-1]
         for conv in self.extra.values():
             assert isinstance(conv, nn.Conv2d)
             x = halve(conv, x)
-            outputs.append(x)
+            outputs.append(x[..., :: self.output_step, :: self.output_step])
         return outputs
+
+    def _output(self, level: str, merged: Tensor) -> Tensor:
+        conv = self.output[level]
+        assert isinstance(conv, nn.Conv2d)
+        return F.conv2d(merged, conv.weight, conv.bias, stride=self.output_step, padding=1)
 
 
 def halve(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def config_of(name: str, work: Path) -> TrainConfig:
         check_teacher=False,
         amp="bf16",
         fused_kernels=True,
-        cache=True,
+        cache="ram",
         log_every=50,
         resume="auto",
         out=work / name,

@@ -89,9 +89,9 @@ def lines_on(text: str) -> list[str]:
 
 
 def test_a_container_without_shared_memory_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert demo.student_config(demo.DemoConfig(), distill=True).cache
+    assert demo.student_config(demo.DemoConfig(), distill=True).cache == "ram"
     monkeypatch.setattr(demo, "free_shared_memory", lambda: 64 * 2**20)  # docker's own
-    assert not demo.student_config(demo.DemoConfig(), distill=True).cache
+    assert demo.student_config(demo.DemoConfig(), distill=True).cache == "none"
 
 
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from zoominnet.data import MAX_ZOOM, DataFormat, SyntheticClasses
+from zoominnet.data import MAX_ZOOM, CacheKind, DataFormat, SyntheticClasses
 from zoominnet.distill import LOSSES, DistillOptions
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.pairs import SITES
@@ -261,9 +261,12 @@ class TrainConfig:
     """Ask torch for deterministic algorithms, so that two runs on one machine end bit-equal."""
     device: Annotated[str, MAY_CHANGE] = "auto"
     """"auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"."""
-    cache: Annotated[bool, MAY_CHANGE] = False
-    """Keep the training images in memory, decoded and resized, from when they are first read: 12 * image_size**2 bytes
-    each."""
+    cache: Annotated[CacheKind, MAY_CHANGE] = "none"
+    """Keep the training images, decoded and resized, from when they are first read: 12 * image_size**2 bytes each. ram: in
+    memory. disk: in a file of --cache-folder, for other runs as well. device: on the GPU (with --device cpu in the process'
+    own memory)."""
+    cache_folder: Annotated[Path | None, MAY_CHANGE] = None
+    """Folder of --cache disk, on a disk of this machine. None: zoominnet/images in $XDG_CACHE_HOME or ~/.cache."""
     workers: Annotated[int, NOT_NEGATIVE, at_most(MAX_WORKERS), MAY_CHANGE] = 2
     """Processes that read images, for each that trains; 0 reads in the training process."""
     loader_timeout: Annotated[float, POSITIVE, at_most(MAX_SECONDS), MAY_CHANGE] = 300.0
@@ -310,6 +313,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in (("out", Path), ("synthetic_images", tuple), ("decay_at", tuple)):
             object.__setattr__(self, name, kind(getattr(self, name)))
+        if self.cache_folder is not None:
+            object.__setattr__(self, "cache_folder", Path(self.cache_folder))
+        if isinstance(self.cache, bool):  # as it was: a config.json may say so
+            object.__setattr__(self, "cache", "ram" if self.cache else "none")
         object.__setattr__(self, "distill_losses", tuple((name, factor) for name, factor in self.distill_losses))
 
     @property
@@ -393,6 +400,10 @@ class TrainConfig:
             raise ConfigError(f"--student none: nothing is left to train with --teacher {self.teacher}; leave one out")
         if self.mask_scope == "all" and self.mask_boxes == "best-level":
             raise ConfigError("--mask-scope all and --mask-boxes best-level exclude each other; choose one")
+        if self.cache_folder is not None and self.cache != "disk":
+            raise ConfigError(
+                f"--cache-folder {self.cache_folder}: without --cache disk it is not used; add it, or leave this out"
+            )
         if self.verify_kernels and self.fused_kernels is False:
             raise ConfigError(
                 f"--verify-kernels {self.verify_kernels}: with --no-fused-kernels there is nothing to compare with the "
@@ -442,7 +453,7 @@ PROFILES: dict[Profile, TrainConfig] = {
         warmup_lr=1e-4,
         decay_at=(0.7, 0.9),
         clip_grad_norm=10.0,
-        cache=True,
+        cache="ram",
         out=Path("runs/demo"),
     ),
 }

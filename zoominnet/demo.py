@@ -98,7 +98,7 @@ def student_config(config: DemoConfig, *, distill: bool) -> TrainConfig:
         max_steps=config.steps,
         lr=1e-3,
         log_every=50,
-        cache=fits_in_cache(),
+        cache="ram" if fits_in_cache() else "none",
         device=config.device,
         out=config.folder / ("with-distillation" if distill else "without-distillation"),
         resume="auto",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
-from zoominnet.data import DetectionDataset, Split
+from zoominnet.data import Batch, DataReport, DetectionDataset, ImageRecord, Split
 
 WIDTH, HEIGHT = 100, 80
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -119,3 +122,39 @@ def assert_boxes_on_red(split: Split, boxes: int | None = None) -> None:
                             assert (r - g > 100) if red else (abs(r - g) < 40), (x, y, r, g, red)
     if boxes is not None:
         assert sum(len(record.boxes) for record in split.records) == boxes
+
+
+def _boxes(*rows: tuple[float, float, float, float]) -> np.ndarray:
+    return np.array(rows, dtype=np.float32).reshape(-1, 4)
+
+
+def noise_split(folder: Path, count: int = 6, width: int = 40, height: int = 20) -> Split:
+    """`count` noise images as PNG with two boxes each, the last without objects."""
+    folder.mkdir(exist_ok=True)
+    records = []
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = folder / f"{index}.png"
+        Image.fromarray(pixels).save(path)
+        record = ImageRecord(path, image_id=100 + index, width=width, height=height)
+        if index < count - 1:
+            record = replace(
+                record,
+                boxes=_boxes((4, 2, 12, 10), (0, 0, width, height)),
+                labels=np.array([3, index % 10], dtype=np.int64),
+                ignored=_boxes((20, 0, 40, 5)),
+                ignored_labels=np.array([-1], dtype=np.int64),
+            )
+        records.append(record)
+    return Split("train", records, tuple(f"class {i}" for i in range(10)), tuple(range(1, 11)), DataReport())
+
+
+def assert_same_batch(one: Batch, other: Batch) -> None:
+    """Bit for bit."""
+    assert torch.equal(one.images, other.images)
+    assert len(one.targets) == len(other.targets)
+    for a, b in zip(one.targets, other.targets, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            left, right = a[name], b[name]  # type: ignore[literal-required]
+            assert torch.equal(left, right) if isinstance(left, Tensor) else left == right

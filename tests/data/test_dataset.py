@@ -7,60 +7,28 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from data_sets import assert_same_batch, noise_split
+from devices import each_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from zoominnet.data.dataset import Batch, DetectionDataset, LoaderError, collate, make_loader
+from zoominnet.data.batch import collate, to_device
+from zoominnet.data.cache import CacheKind, CacheOptions
+from zoominnet.data.dataset import DetectionDataset, LoaderError, make_loader
 from zoominnet.data.plan import BatchPlan, shard_batches
-from zoominnet.data.records import DataError, DataReport, ImageRecord, Split
+from zoominnet.data.records import DataError, ImageRecord, Split
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, flip_boxes, resize_image, student_images
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 
-def boxes_of(*rows: tuple[float, float, float, float]) -> np.ndarray:
-    return np.array(rows, dtype=np.float32).reshape(-1, 4)
-
-
-def make_split(folder: Path, count: int = 6, width: int = 40, height: int = 20) -> Split:
-    """`count` noise images as PNG with two boxes each, the last without objects."""
-    folder.mkdir(exist_ok=True)
-    records = []
-    for index in range(count):
-        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        path = folder / f"{index}.png"
-        Image.fromarray(pixels).save(path)
-        record = ImageRecord(path, image_id=100 + index, width=width, height=height)
-        if index < count - 1:
-            record = replace(
-                record,
-                boxes=boxes_of((4, 2, 12, 10), (0, 0, width, height)),
-                labels=np.array([3, index % 10], dtype=np.int64),
-                ignored=boxes_of((20, 0, 40, 5)),
-                ignored_labels=np.array([-1], dtype=np.int64),
-            )
-        records.append(record)
-    return Split("train", records, tuple(f"class {i}" for i in range(10)), tuple(range(1, 11)), DataReport())
-
-
 def dataset_of(split: Split, size: int = 16, **options: object) -> DetectionDataset:
     return DetectionDataset(split, size, **({"flip": False, "seed": 0} | options))  # type: ignore[arg-type]
-
-
-def assert_same(one: Batch, other: Batch) -> None:
-    assert torch.equal(one.images, other.images)
-    assert len(one.targets) == len(other.targets)
-    for a, b in zip(one.targets, other.targets, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            left, right = a[name], b[name]  # type: ignore[literal-required]
-            assert torch.equal(left, right) if isinstance(left, Tensor) else left == right
 
 
 class TestGeometry:
@@ -185,7 +153,7 @@ class TestImages:
 
 class TestDataset:
     def test_sample(self, tmp_path: Path) -> None:
-        sample = dataset_of(make_split(tmp_path))[1]
+        sample = dataset_of(noise_split(tmp_path))[1]
         assert sample.image.shape == (3, 16, 16)
         assert sample.image.dtype == torch.uint8
         target = sample.target
@@ -200,17 +168,17 @@ class TestDataset:
         )
 
     def test_letterbox_sample(self, tmp_path: Path) -> None:
-        target = dataset_of(make_split(tmp_path), resize="letterbox")[0].target
+        target = dataset_of(noise_split(tmp_path), resize="letterbox")[0].target
         torch.testing.assert_close(target["boxes"], torch.tensor([[1.6, 4.8, 4.8, 8.0], [0.0, 4.0, 16.0, 12.0]]))
 
     def test_image_without_objects(self, tmp_path: Path) -> None:
-        target = dataset_of(make_split(tmp_path))[5].target
+        target = dataset_of(noise_split(tmp_path))[5].target
         assert target["boxes"].shape == (0, 4)
         assert target["labels"].shape == (0,)
         assert target["ignored"].shape == (0, 4)
 
     def test_targets_do_not_share_memory_with_the_records(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         dataset = dataset_of(split, size=40)
         for name in ("boxes", "labels", "ignored"):
             dataset[0].target[name].zero_()  # type: ignore[literal-required]
@@ -218,7 +186,7 @@ class TestDataset:
         assert split.records[0].labels.tolist() == [3, 0]
 
     def test_flips_depend_on_seed_epoch_and_index_alone(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         plain = dataset_of(split)
 
         def flips(seed: int, epoch: int) -> list[bool]:
@@ -247,12 +215,12 @@ class TestDataset:
         assert flips(1, 2) == patterns[1, 2]  # no global random state is read
 
     def test_a_plain_index_is_epoch_zero(self, tmp_path: Path) -> None:
-        dataset = dataset_of(make_split(tmp_path), flip=True)
+        dataset = dataset_of(noise_split(tmp_path), flip=True)
         for index in range(6):
             assert torch.equal(dataset[index].image, dataset[0, index].image)
 
     def test_bad_arguments(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         with pytest.raises(ValueError, match="size must be at least 1 px, got 0"):
             dataset_of(split, size=0)
         with pytest.raises(ValueError, match="seed must be 0 or greater"):
@@ -266,7 +234,7 @@ class TestDataset:
 
     def test_generated_images_need_a_renderer(self, tmp_path: Path) -> None:
         record = ImageRecord(None, image_id=4, width=8, height=8)
-        split = replace(make_split(tmp_path), records=[record])
+        split = replace(noise_split(tmp_path), records=[record])
         with pytest.raises(ValueError, match="neither a path nor a renderer"):
             dataset_of(split)[0]
         white = replace(split, render=lambda record: torch.full((3, 8, 8), 255, dtype=torch.uint8))
@@ -283,7 +251,7 @@ class TestUnreadable:
     def test_f07_the_next_readable_image_takes_its_place(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         self.damage(split, 1, 2, 5)
         dataset = dataset_of(split)
         with caplog.at_level(logging.WARNING, logger="zoominnet.data"):
@@ -297,20 +265,20 @@ class TestUnreadable:
         assert torch.equal(dataset[1].image, dataset[3].image)
 
     def test_f07_a_replacement_is_flipped_as_itself(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         self.damage(split, 2)
         dataset = dataset_of(split, flip=True)
         for epoch in range(8):
             assert torch.equal(dataset[epoch, 2].image, dataset[epoch, 3].image)
 
     def test_f07_strict_names_the_file(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         self.damage(split, 1)
         with pytest.raises(DataError, match=r"1\.png"):
             dataset_of(split, strict=True)[1]
 
     def test_f07_none_left(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path, count=2)
+        split = noise_split(tmp_path, count=2)
         self.damage(split, 0, 1)
         with pytest.raises(DataError, match=r"2 images in a row of its 2 cannot be decoded, the last .*0\.png"):
             dataset_of(split)[1]
@@ -318,7 +286,7 @@ class TestUnreadable:
     def test_f07_a_folder_that_has_gone_ends_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a limit a lost disk would be tried once an image, of which there may be a million."""
         monkeypatch.setattr("zoominnet.data.dataset.MAX_UNREADABLE_IN_A_ROW", 3)
-        split = make_split(tmp_path / "images", count=8)
+        split = noise_split(tmp_path / "images", count=8)
         dataset = dataset_of(split)
         self.damage(split, 2, 3)
         assert dataset[2].target["index"] == 4
@@ -331,7 +299,7 @@ class TestUnreadable:
 
     def test_f07_never_a_black_image(self, tmp_path: Path) -> None:
         """Whatever is wrong with a file: what comes is the next image, pixel for pixel."""
-        split = make_split(tmp_path, count=8)
+        split = noise_split(tmp_path, count=8)
         whole = dataset_of(split)[7].image
         paths = [Path(str(record.path)) for record in split.records]
         paths[0].unlink()
@@ -349,44 +317,19 @@ class TestUnreadable:
         assert dataset.unreadable == list(range(7))
 
     def test_f08_the_limit_of_the_split_holds_while_training(self, tmp_path: Path) -> None:
-        split = replace(make_split(tmp_path), max_pixels=40 * 20 - 1)
+        split = replace(noise_split(tmp_path), max_pixels=40 * 20 - 1)
         with pytest.raises(DataError, match="40x20 px is over the limit"):
             dataset_of(split, strict=True)[0]
 
     def test_f07_an_image_of_another_size_is_not_used(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         Image.new("RGB", (41, 20)).save(str(split.records[0].path))
         with pytest.raises(DataError, match="is 41x20 px now, was 40x20"):
             dataset_of(split, strict=True)[0]
         assert dataset_of(split)[0].target["index"] == 1
 
-    @pytest.mark.parametrize("resize", ["squash", "letterbox"])
-    def test_a_cache_changes_no_sample(self, tmp_path: Path, resize: ResizeMode) -> None:
-        split = make_split(tmp_path / "images")
-        options = {"size": 32, "flip": True, "seed": 1, "resize": resize}
-        kept, plain = dataset_of(split, **options, cache=True), dataset_of(split, **options)
-        batches = [[(epoch, index) for index in range(6)] for epoch in range(3)]
-        for batch, other in zip(make_loader(kept, batches, workers=2), make_loader(plain, batches), strict=True):
-            assert_same(batch, other)
-        for path in (tmp_path / "images").iterdir():
-            path.unlink()
-        for batch, other in zip(make_loader(kept, batches), batches, strict=True):  # what the workers kept
-            assert [target["image_id"] for target in batch.targets] == [100 + index for _, index in other]
-        assert kept.unreadable == []
-
-    def test_a_cache_where_no_folder_stands_for_shared_memory(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("zoominnet.data.dataset._SHARED_MEMORY", str(tmp_path / "none"))  # as on macOS
-        kept = dataset_of(make_split(tmp_path / "images"), 32, cache=True)
-        assert torch.equal(kept[0].image, kept[0].image)
-
-    def test_a_cache_without_room_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"--cache: 6 images of 1000000 px take 16763\.8 GiB, .* leave --cache out"):
-            dataset_of(make_split(tmp_path / "images"), 1_000_000, cache=True)
-
     def test_f15_errors_say_which_sample(self, tmp_path: Path) -> None:
-        split = replace(make_split(tmp_path), records=[ImageRecord(None, image_id=4, width=8, height=8)])
+        split = replace(noise_split(tmp_path), records=[ImageRecord(None, image_id=4, width=8, height=8)])
 
         def fail(record: ImageRecord) -> Tensor:
             raise RuntimeError("broken\nover lines")
@@ -400,15 +343,78 @@ class TestUnreadable:
 
 class TestLoader:
     def test_batch(self, tmp_path: Path) -> None:
-        dataset = dataset_of(make_split(tmp_path))
+        dataset = dataset_of(noise_split(tmp_path))
         batch = collate([dataset[0], dataset[5]])
         assert batch.images.shape == (2, 3, 16, 16)
         assert batch.images.dtype == torch.uint8
         assert [target["image_id"] for target in batch.targets] == [100, 105]
         assert torch.equal(batch.images[1], dataset[5].image)
 
+    def test_a_batch_has_few_tensors(self, tmp_path: Path) -> None:
+        """Boxes, labels and ignored regions in one, whose rows follow from the records."""
+        dataset = dataset_of(noise_split(tmp_path))
+        batch = collate([dataset[5], dataset[1]])
+        assert batch.objects.dtype == torch.float32
+        expected = torch.full((2, 3, 5), -2.0)
+        expected[1] = torch.tensor([[1.6, 1.6, 4.8, 8, 3], [0, 0, 16, 16, 1], [8, 0, 16, 4, -1]])
+        torch.testing.assert_close(batch.objects, expected)
+        assert len(batch) == 2
+        for i, target in enumerate(batch.targets):
+            for name, value in dataset[(5, 1)[i]].target.items():
+                other = target[name]  # type: ignore[literal-required]
+                assert torch.equal(value, other) if isinstance(value, Tensor) else value == other
+        batch.targets[1]["boxes"][0] = 7  # views: what is changed there goes to the device
+        assert to_device(batch, torch.device("cpu"), ignored=False)[1][1]["boxes"][0].tolist() == [7] * 4
+
+    def test_a_batch_without_objects(self, tmp_path: Path) -> None:
+        dataset = dataset_of(noise_split(tmp_path))
+        images, (target,) = to_device(collate([dataset[5]]), torch.device("cpu"), ignored=True)
+        assert images.shape == (1, 3, 16, 16)
+        assert [tuple(tensor.shape) for tensor in target.values()] == [(0, 4), (0,), (0, 4)]
+
+    @pytest.mark.parametrize("ignored", [True, False])
+    @each_device
+    def test_what_comes_to_the_device(self, tmp_path: Path, device: str, ignored: bool) -> None:
+        dataset = dataset_of(noise_split(tmp_path), flip=True)
+        batch = collate([dataset[index] for index in (0, 5, 3)])
+        images, targets = to_device(batch, torch.device(device), ignored=ignored)
+        assert torch.equal(images.cpu(), batch.images)
+        assert len(targets) == 3
+        names = ("boxes", "labels", "ignored") if ignored else ("boxes", "labels")
+        for target, expected in zip(targets, batch.targets, strict=True):
+            assert tuple(target) == names
+            for name in names:
+                tensor, own = target[name], expected[name]  # type: ignore[literal-required]
+                assert (tensor.dtype, tensor.device.type) == (own.dtype, device)
+                assert tensor.is_contiguous()
+                assert torch.equal(tensor.cpu(), own)
+
+    @pytest.mark.parametrize("kind", ["none", "device"])
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_nothing_waits_for_a_gpu(self, tmp_path: Path, kind: CacheKind) -> None:
+        split, device = noise_split(tmp_path), torch.device("cuda")
+        dataset = dataset_of(split, flip=True, cache=CacheOptions(kind, None, device))
+        plain = dataset_of(split, flip=True)
+        plan = BatchPlan(6, 3, seed=1)
+        for epoch in range(2):
+            batches = make_loader(dataset, plan.epoch_batches(epoch), pin_memory=True)
+            for batch, other in zip(batches, make_loader(plain, plan.epoch_batches(epoch)), strict=True):
+                assert batch.images.is_pinned() or not len(batch.images)
+                assert batch.objects.is_pinned()
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    images, targets = to_device(batch, device, ignored=True)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                assert torch.equal(images.cpu(), other.images)
+                assert all(
+                    torch.equal(a["boxes"].cpu(), b["boxes"]) for a, b in zip(targets, other.targets, strict=True)
+                )
+
     def test_workers_change_nothing(self, tmp_path: Path) -> None:
-        split = make_split(tmp_path)
+        split = noise_split(tmp_path)
         TestUnreadable().damage(split, 2)
         plan = BatchPlan(len(split.records), 4, seed=3)
         before = torch.get_rng_state()
@@ -418,30 +424,30 @@ class TestLoader:
         assert torch.equal(torch.get_rng_state(), before)  # else resuming would change what follows
         assert len(alone) == len(with_workers) == 2
         for one, other in zip(alone, with_workers, strict=True):
-            assert_same(one, other)
+            assert_same_batch(one, other)
         assert [target["index"] for batch in alone for target in batch.targets] == [
             3 if index == 2 else index for step in range(2) for index in plan.indices(1, step)
         ]
         assert here.unreadable == there.unreadable == [2]  # the main process knows what its workers met
         tail = list(make_loader(here, plan.epoch_batches(1, start_step=1)))
         assert len(tail) == 1
-        assert_same(tail[0], alone[1])
+        assert_same_batch(tail[0], alone[1])
 
     def test_evaluation_batches(self, tmp_path: Path) -> None:
-        dataset = dataset_of(make_split(tmp_path))
+        dataset = dataset_of(noise_split(tmp_path))
         batches = list(make_loader(dataset, shard_batches(6, 4)))
         assert [len(batch.targets) for batch in batches] == [4, 2]
         assert [target["index"] for batch in batches for target in batch.targets] == list(range(6))
 
     def test_f15_a_hang_would_be_noticed(self, tmp_path: Path) -> None:
-        dataset = dataset_of(make_split(tmp_path))
+        dataset = dataset_of(noise_split(tmp_path))
         assert make_loader(dataset, shard_batches(6, 2), workers=1).timeout == 300
         assert make_loader(dataset, shard_batches(6, 2)).timeout == 0
         with pytest.raises(ValueError, match="timeout must be over 0 seconds"):
             make_loader(dataset, shard_batches(6, 2), workers=1, timeout=0)
 
     def test_only_batches_for_a_gpu_are_pinned(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        dataset = dataset_of(make_split(tmp_path))
+        dataset = dataset_of(noise_split(tmp_path))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a run may stay on the CPU all the same
         assert not make_loader(dataset, shard_batches(6, 2)).pin_memory
         assert make_loader(dataset, shard_batches(6, 2), pin_memory=True).pin_memory

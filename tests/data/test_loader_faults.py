@@ -137,8 +137,8 @@ def test_f15_a_worker_that_hangs(split: Split, capfd: pytest.CaptureFixture[str]
     assert no_child_is_left()
 
 
-def test_f15_a_large_batch_gets_the_open_files_that_it_needs(split: Split) -> None:
-    """Under a soft limit that the tensors of two batches, one file each, would go beyond."""
+def test_f15_workers_get_the_open_files_that_they_need(split: Split) -> None:
+    """It is raised before the workers start, each of which takes some."""
     dataset = DetectionDataset(replace(split, records=list(split.records) * 40), 16, flip=False, seed=0)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
-from zoominnet.data import open_split
+from zoominnet.config import TrainConfig
+from zoominnet.data import cache, open_split
+from zoominnet.engine import trainer
+from zoominnet.engine.checkpoint import MODEL, newest_checkpoint
 from zoominnet.evaluate import main as evaluate_main
 
 Train = Callable[..., int]
@@ -132,6 +140,104 @@ def test_options_that_cannot_be_used(
 ) -> None:
     assert tiny_train(*QUICK, *options) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cache_changes_no_loss(
+    data: Path,
+    tiny_train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    small: None,
+) -> None:
+    """Teacher and student with an image that cannot be decoded, the student stopped in its second epoch and resumed."""
+    damaged = data / "images" / "train" / "train-a_001.png"
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    options = ("--data", str(data), "--deterministic", "--image-size", "32", "--channels", "8", "--resize", "letterbox")
+    folder = ("--cache-folder", str(tmp_path / "cache"))
+    train_step = trainer.Phase._train_step
+
+    def interrupted(self: trainer.Phase, *args: Any) -> Any:
+        outcome = train_step(self, *args)
+        if self.name == "student" and self.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return outcome
+
+    assert tiny_train(*options, out="none") == 0
+    assert "  cache " not in capsys.readouterr().out
+    expected = outcome_of(tmp_path / "none")
+    assert len(expected["student"][0]) == 8 + 2
+    size, there = "8 images of 64 px, 0.0 GiB", {"disk": 0, "disk again": 7}
+    for name, workers in (("ram", "1"), ("disk", "1"), ("disk again", "0"), ("device", "1")):
+        kind = name.split()[0]
+        options_of_cache = ("--cache", kind, "--workers", workers, *(folder if kind == "disk" else ()))
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Phase, "_train_step", interrupted)
+            assert tiny_train(*options, *options_of_cache, out=name) == 130
+        said = capsys.readouterr().out
+        places = {"ram": "of shared memory", "device": "on cpu", "disk": f"in {tmp_path}/cache/"}
+        assert f"\n  cache     {kind}: {size} {places[kind]}" in said
+        if kind == "disk":
+            assert f".images, {there[name]} of them there\n" in said
+        assert f"cache     {kind}: {size}" in (tmp_path / name / "train.log").read_text()
+        assert tiny_train(*options, *options_of_cache, "--resume", "True", out=name) == 0
+        assert outcome_of(tmp_path / name) == expected
+
+
+def outcome_of(out: Path) -> dict[str, tuple[list[str], dict[str, bytes]]]:
+    """Of each phase the log and the last weights."""
+    return {
+        phase: (
+            (out / phase / "metrics.jsonl").read_text().splitlines(),
+            {name: tensor.numpy().tobytes() for name, tensor in last_weights(out / phase).items()},
+        )
+        for phase in ("teacher", "student")
+    }
+
+
+def last_weights(phase: Path) -> dict[str, Tensor]:
+    return load_file(newest_checkpoint(phase / "checkpoints")[0] / MODEL)
+
+
+def test_what_config_files_said_of_the_cache_before() -> None:
+    """It was a flag; runs that were begun with it can be resumed."""
+    for was, now in ((True, "ram"), (False, "none")):
+        content = {**TrainConfig().as_dict(), "cache": was}
+        del content["cache_folder"]
+        config = TrainConfig(**content)
+        assert config.cache == now
+        assert config.changes_from(TrainConfig()) == []
+    config = TrainConfig(cache="disk", cache_folder="images")  # type: ignore[arg-type]
+    assert TrainConfig(**config.as_dict()) == config
+    assert config.cache_folder == Path("images")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--cache-folder", "here"),
+            "--cache-folder here: without --cache disk it is not used; add it, or leave this out",
+        ),
+        (
+            ("--cache", "disk", "--cache-folder", "/dev/null/here"),
+            "--cache-folder: /dev/null/here/",
+        ),
+        (("--cache", "device"), "--cache device: 8 images of 128 px take 0.0 GiB, cpu has 0.0 GiB free"),
+    ],
+)
+def test_caches_that_cannot_be_used(
+    tiny_train: Train,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr(cache, "available_memory", lambda: 8 * 3 * 128**2 * 2 - 1)
+    assert tiny_train(*QUICK, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.mark.slow

@@ -1,16 +1,8 @@
 """Data: readers of VisDrone, COCO, YOLO and UAVDT data sets, synthetic scenes, one dataset class and its batch plan."""
 
-from zoominnet.data.dataset import (
-    Batch,
-    DetectionDataset,
-    LoaderError,
-    Sample,
-    Target,
-    collate,
-    free_shared_memory,
-    loader_failure,
-    make_loader,
-)
+from zoominnet.data.batch import Batch, Sample, Target, collate, to_device
+from zoominnet.data.cache import CacheError, CacheKind, CacheOptions, default_cache_folder, free_shared_memory
+from zoominnet.data.dataset import DetectionDataset, LoaderError, loader_failure, make_loader
 from zoominnet.data.holdout import divide_split
 from zoominnet.data.images import ImageError, decode_image, read_image_header
 from zoominnet.data.plan import BatchPlan, shard_batches, shard_indices
@@ -35,6 +27,9 @@ __all__ = [
     "VISDRONE_CLASSES",
     "Batch",
     "BatchPlan",
+    "CacheError",
+    "CacheKind",
+    "CacheOptions",
     "DataError",
     "DataFormat",
     "DataReport",
@@ -52,6 +47,7 @@ __all__ = [
     "Target",
     "collate",
     "decode_image",
+    "default_cache_folder",
     "divide_split",
     "find_splits",
     "free_shared_memory",
@@ -62,4 +58,5 @@ __all__ = [
     "shard_batches",
     "shard_indices",
     "student_images",
+    "to_device",
 ]

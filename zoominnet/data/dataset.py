@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import re
 import resource
-import shutil
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing import active_children
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from zoominnet.data.batch import Batch, Sample, Target, pack
+from zoominnet.data.cache import CacheOptions, DeviceCache, open_cache
 from zoominnet.data.images import ImageError, decode_image
 from zoominnet.data.plan import AUGMENTATION, Key, keyed_rng
 from zoominnet.data.records import DataError, ImageRecord, Split
+from zoominnet.data.synthetic import SyntheticScenes
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, resize_image
 from zoominnet.errors import EXIT_IO_ERROR, UserError
 
@@ -35,7 +36,6 @@ MAX_UNREADABLE_IN_A_ROW = 100
 """So many neighbouring images that cannot be decoded end a run."""
 
 _NOTHING = -1
-_SHARED_MEMORY = "/dev/shm"
 _loaded: weakref.WeakSet[DetectionDataset] = weakref.WeakSet()  # those that a loader was made for
 
 
@@ -43,45 +43,6 @@ class LoaderError(UserError):
     """A sample could not be made, or a process that makes them died or hangs. The message is one line."""
 
     exit_status = EXIT_IO_ERROR
-
-
-class Target(TypedDict):
-    """What is known of one image; torchvision's detection convention, extended.
-
-    boxes: float32[G, 4], (x1, y1, x2, y2) px of the image that is handed out.
-    labels: int64[G], 0 to number of classes - 1.
-    ignored: float32[R, 4], regions in which objects are not annotated, same form as `boxes`.
-    image_id: as in the record.
-    index: of the record in its split.
-    geometry: maps boxes back to the original image.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    ignored: Tensor
-    image_id: int
-    index: int
-    geometry: ResizeGeometry
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image, uint8[3, size, size], and its target."""
-
-    image: Tensor
-    target: Target
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images, uint8[B, 3, size, size], and one target each."""
-
-    images: Tensor
-    targets: list[Target]
-
-    def pin_memory(self) -> Batch:
-        """Called by the DataLoader; only the images are worth pinning."""
-        return Batch(self.images.pin_memory(), self.targets)
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -102,15 +63,17 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the augmentation, 0 or greater.
         resize: "squash" to the square, or "letterbox" to keep the aspect ratio.
         strict: raise on an image that cannot be decoded, instead of replacing it.
-        cache: keep each image, decoded and resized, from when it is first asked for, in memory that the loader's workers
-            share: 3 * size**2 bytes an image. The samples are the same.
+        cache: where each image is kept, decoded and resized, from when it is first asked for: 3 * size**2 bytes an image.
+            The samples are the same. None: nowhere.
 
     Attributes:
+        cache: the cache itself.
         reading: int64[workers, 2], shared: each loader worker's process id and the index it reads, -1 for none.
 
     Raises:
         DataError: the split has no images; too many of them in a row, or all, cannot be decoded; or one cannot and
-            `strict` is set; there is no room for the cache.
+            `strict` is set.
+        CacheError: there is no room for the cache, or it cannot be used.
         LoaderError: anything else went wrong with a sample; names its file.
         ValueError: `size` is not positive, `seed` is negative, `resize` is unknown.
     """
@@ -124,7 +87,7 @@ class DetectionDataset(Dataset[Sample]):
         seed: int,
         resize: ResizeMode = "squash",
         strict: bool = False,
-        cache: bool = False,
+        cache: CacheOptions | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"DetectionDataset: size must be at least 1 px, got {size}")
@@ -142,7 +105,7 @@ class DetectionDataset(Dataset[Sample]):
         self.strict = strict
         # In shared memory, so that worker processes report each file once and the main process can count.
         self._unreadable = torch.zeros(len(split.records), dtype=torch.bool).share_memory_()
-        self._cache = _Cache(len(split.records), size) if cache else None
+        self.cache = open_cache(split, size, resize, cache or CacheOptions())
         self.reading = torch.zeros(0, 2, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -153,12 +116,43 @@ class DetectionDataset(Dataset[Sample]):
         """Indices of the images that could not be decoded so far, in this process or in its loader's workers."""
         return [int(index) for index in self._unreadable.nonzero()]
 
+    @property
+    def all_kept(self) -> bool:
+        """Whether the cache has every image that can be decoded."""
+        return bool((self.cache.there | self._unreadable).all())
+
     def __getitem__(self, key: Key | int) -> Sample:
+        target, image = self._load_sample(key)
+        assert image is not None
+        return Sample(image.flip(-1) if target["geometry"].flipped else image.clone(), target)
+
+    def __getitems__(self, keys: Sequence[Key] | Sequence[int]) -> Batch:
+        """The samples of several keys as a batch, each image copied once; the DataLoader calls it."""
+        on_device = self.cache if isinstance(self.cache, DeviceCache) else None
+        images = torch.empty(len(keys), 3, self.size, self.size, dtype=torch.uint8)
+        targets: list[Target] = []
+        sent: list[int] = []
+        for key in keys:
+            target, image = self._load_sample(key, on_device)
+            targets.append(target)
+            if image is not None:
+                flip = target["geometry"].flipped and on_device is None
+                images[len(sent)] = image.flip(-1) if flip else image
+                sent.append(target["index"])
+        if len(sent) < len(keys):
+            images = images[: len(sent)].clone()  # else all of it goes to the device
+        batch = pack(images, targets, sent)
+        records = self.split.records
+        return replace(batch, records=records.take_new()) if isinstance(records, SyntheticScenes) else batch
+
+    def _load_sample(self, key: Key | int, on_device: DeviceCache | None = None) -> tuple[Target, Tensor | None]:
+        """The target, and the image before flipping, not to be changed, or None if it is on the device already."""
         epoch, index = (0, key) if isinstance(key, int) else key
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         try:
-            return self._make_sample(epoch, index)
+            index_read, image = self._readable(index, on_device)
+            return self._make_target(epoch, index_read), image
         except UserError:
             raise
         except Exception as error:
@@ -177,12 +171,11 @@ class DetectionDataset(Dataset[Sample]):
         if worker is not None and worker.id < len(self.reading):
             self.reading[worker.id, 0], self.reading[worker.id, 1] = os.getpid(), index
 
-    def _make_sample(self, epoch: int, wanted: int) -> Sample:
-        index, image = self._readable(wanted)
+    def _make_target(self, epoch: int, index: int) -> Target:
         record = self.split.records[index]
         flipped = self.flip and bool(keyed_rng(AUGMENTATION, self.seed, epoch, index).random() < 0.5)
         geometry = dataclasses.replace(self._geometry(record), flipped=flipped)
-        target = Target(
+        return Target(
             boxes=geometry.to_output(torch.from_numpy(record.boxes)),
             labels=torch.from_numpy(record.labels).clone(),
             ignored=geometry.to_output(torch.from_numpy(record.ignored)),
@@ -190,21 +183,23 @@ class DetectionDataset(Dataset[Sample]):
             index=index,
             geometry=geometry,
         )
-        return Sample(image.flip(-1) if flipped else image, target)
 
     def _geometry(self, record: ImageRecord) -> ResizeGeometry:
         return ResizeGeometry.fit(record.width, record.height, self.size, self.resize)
 
-    def _readable(self, wanted: int) -> tuple[int, Tensor]:
-        """The image at `wanted`, or the next one that can be decoded, resized and not flipped, with its index."""
+    def _readable(self, wanted: int, on_device: DeviceCache | None) -> tuple[int, Tensor | None]:
+        """The index `wanted`, or of the next image that can be decoded, and the image, resized and not flipped, or None if
+        it is on the device."""
         tried = min(len(self), MAX_UNREADABLE_IN_A_ROW)
         for offset in range(tried):
             index = (wanted + offset) % len(self)
             if self._unreadable[index]:
                 continue
+            if on_device is not None and index in on_device:
+                return index, None
             self._note_reading(index)
             try:
-                return index, self._resized(index)
+                return index, self.cache.image(index, self._resized)
             except DataError as error:
                 if self.strict:
                     raise
@@ -217,13 +212,8 @@ class DetectionDataset(Dataset[Sample]):
         )
 
     def _resized(self, index: int) -> Tensor:
-        if self._cache is not None and (kept := self._cache.get(index)) is not None:
-            return kept
         record = self.split.records[index]
-        image = resize_image(self._load(record), self._geometry(record))
-        if self._cache is not None:
-            self._cache.put(index, image)
-        return image
+        return resize_image(self._load(record), self._geometry(record))
 
     def _load(self, record: ImageRecord) -> Tensor:
         if record.path is None:
@@ -242,41 +232,6 @@ class DetectionDataset(Dataset[Sample]):
         return image
 
 
-def free_shared_memory() -> float:
-    """Bytes that processes can share as yet; infinite where the system sets no limit of its own (macOS)."""
-    return shutil.disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else math.inf
-
-
-class _Cache:
-    """`count` uint8 images [3, size, size] that processes share; each is there once it was put in.
-
-    Raises:
-        DataError: there is no room.
-    """
-
-    def __init__(self, count: int, size: int) -> None:
-        needed, free = 3 * count * size**2, free_shared_memory()
-        if needed > free:
-            raise DataError(
-                f"--cache: {count} images of {size} px take {needed / 2**30:.1f} GiB, {_SHARED_MEMORY} has "
-                f"{free / 2**30:.1f} GiB free; leave --cache out, or make it larger (a container's --shm-size)"
-            )
-        self._images = torch.empty(count, 3, size, size, dtype=torch.uint8).share_memory_()
-        self._there = torch.zeros(count, dtype=torch.bool).share_memory_()
-
-    def get(self, index: int) -> Tensor | None:
-        return self._images[index].clone() if self._there[index] else None
-
-    def put(self, index: int, image: Tensor) -> None:
-        self._images[index] = image
-        self._there[index] = True
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples to a batch."""
-    return Batch(torch.stack([sample.image for sample in samples]), [sample.target for sample in samples])
-
-
 def make_loader(
     dataset: DetectionDataset,
     batches: Iterable[list[Key]] | Iterable[list[int]],
@@ -293,7 +248,8 @@ def make_loader(
 
     Args:
         batches: `BatchPlan.epoch_batches(...)` in training, `shard_batches(...)` in evaluation.
-        workers: processes that load; 0 loads in this one.
+        workers: processes that load; 0 loads in this one. None are started where they would take more time than they save:
+            when every image is on the device, or kept elsewhere and bound for the CPU.
         timeout: seconds to wait for a worker's batch before giving up with an error, over 0; without workers unused.
         pin_memory: for batches that go to a GPU.
     """
@@ -301,6 +257,8 @@ def make_loader(
         raise ValueError(
             f"make_loader: timeout must be over 0 seconds, or a worker that hangs stops the run, got {timeout}"
         )
+    if dataset.all_kept and (isinstance(dataset.cache, DeviceCache) or not pin_memory):
+        workers = 0
     if workers:
         _raise_limit_of_open_files()
     dataset.reading = torch.tensor([[0, _NOTHING]] * workers, dtype=torch.int64).reshape(-1, 2).share_memory_()
@@ -309,7 +267,7 @@ def make_loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         timeout=timeout if workers else 0,
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
@@ -317,9 +275,14 @@ def make_loader(
     )
 
 
+def _as_it_is(batch: Any) -> Any:
+    """`DetectionDataset.__getitems__` has made a batch of the samples already."""
+    return batch
+
+
 def _raise_limit_of_open_files() -> None:
-    """As far as this process may: each tensor on its way from a worker is an open file, of which batches of about 170
-    images use up the usual 1,024; the workers then hang."""
+    """As far as this process may: each worker takes several, and so does each batch on its way from one; where they are
+    used up the workers hang."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -341,12 +304,21 @@ class _Loader(DataLoader[Sample]):
                     raise loader_failure(error, within_loader=True) or error from error
                 if batch is None:
                     return
-                yield batch
+                yield self._received(batch)
         finally:
             # Else they live for as long as somebody keeps a traceback, and PyTorch raises wherever this process stands
             # when one of them dies.
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()
+
+    def _received(self, batch: Batch) -> Batch:
+        """With what the process that trains keeps: the images on its device, and the records that a worker has made, for
+        the workers of the next epoch."""
+        dataset = self.dataset
+        assert isinstance(dataset, DetectionDataset)
+        if isinstance(dataset.split.records, SyntheticScenes):
+            dataset.split.records.keep(batch.records)
+        return replace(batch, kept=dataset.cache) if isinstance(dataset.cache, DeviceCache) else batch
 
 
 def loader_failure(error: Exception, *, within_loader: bool = False) -> LoaderError | None:

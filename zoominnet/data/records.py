@@ -216,6 +216,8 @@ class Split:
         category_ids: the number of each class in the source's own numbering (VisDrone: 1 to 10), for export.
         report: what was dropped and why.
         render: makes the image, uint8[3, height, width], of a record whose path is None.
+        generator: what `render`'s images follow from besides a record's `image_id`: of equal generators they are equal. None
+            where that is not known.
         image_root: the folder that the images' names are relative to; None where the images are generated.
         max_pixels: images of more are not decoded.
     """
@@ -226,6 +228,7 @@ class Split:
     category_ids: tuple[int, ...]
     report: DataReport
     render: Callable[[ImageRecord], Tensor] | None = None
+    generator: str | None = None
     image_root: Path | None = None
     max_pixels: int = MAX_PIXELS
 

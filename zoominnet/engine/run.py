@@ -24,7 +24,7 @@ from rich.table import Table
 import zoominnet
 from zoominnet.command import check_same_classes, installed_version, left_out_of, open_data, open_parts
 from zoominnet.config import NO_STUDENT, ConfigError, TrainConfig
-from zoominnet.data import DetectionDataset, Split
+from zoominnet.data import CacheOptions, DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
 from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
@@ -234,8 +234,12 @@ class Run:
             seed=config.seed,
             resize=config.resize,
             strict=config.strict,
-            cache=config.cache,
+            cache=CacheOptions(
+                config.cache, config.cache_folder, self.device, int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
+            ),
         )
+        if config.cache != "none":
+            self.say(f"  cache     {self.train_set.cache.describe()}")
         self.val = val if config.val_images is None else val.first(config.val_images)
 
     def _measure(self, model: RetinaNet, name: str) -> Validation:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from zoominnet.config import TrainConfig
-from zoominnet.data import Batch
+from zoominnet.data import Batch, to_device
 from zoominnet.distill import Distiller
 from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.host_copy import HostCopy
@@ -75,7 +75,7 @@ class Update:
         statistics = batch_statistics(module)
         before = [buffer.clone() for buffer in statistics]
         with record_function("transfer"):
-            images, targets = self._to_device(batch)
+            images, targets = to_device(batch, self.ranks.device, ignored=self.config.ignored == "honour")
         dtype = AUTOCAST_DTYPES.get(self.config.amp)
         with torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not None):
             losses: StepLosses = module(images, targets)
@@ -129,16 +129,6 @@ class Update:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm, skipped
-
-    def _to_device(self, batch: Batch) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """Images and targets as :class:`TrainingModule` takes them."""
-        device, targets = self.ranks.device, []
-        for target in batch.targets:
-            kept = {"boxes": target["boxes"], "labels": target["labels"], "ignored": target["ignored"]}
-            if self.config.ignored == "drop":
-                del kept["ignored"]
-            targets.append({name: tensor.to(device, non_blocking=True) for name, tensor in kept.items()})
-        return batch.images.to(device, non_blocking=True), targets
 
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ objects have proportional boxes. Objects under 1 px, in images of less than 171 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args, overload
 
 import numpy as np
@@ -88,6 +88,7 @@ class SyntheticScenes(Sequence[ImageRecord]):
         self._label_of = np.array([_group_of(name) for name in VISDRONE_CLASSES] if classes == "grouped" else range(10))
         self._key = (seed, zlib.crc32(split.encode()))
         self._records: dict[int, ImageRecord] = {}
+        self._new: dict[int, ImageRecord] = {}
         self._latest: tuple[int, Scene] | None = None
 
     def __len__(self) -> int:
@@ -106,8 +107,17 @@ class SyntheticScenes(Sequence[ImageRecord]):
             raise IndexError(f"scene {index} of {len(self)}")
         index %= len(self)
         if index not in self._records:
-            self._records[index] = self._make_record(index)
+            self._records[index] = self._new[index] = self._make_record(index)
         return self._records[index]
+
+    def take_new(self) -> dict[int, ImageRecord]:
+        """The records made, in this process, since the last call: what a loader's worker has to give away."""
+        taken, self._new = self._new, {}
+        return taken
+
+    def keep(self, records: Mapping[int, ImageRecord]) -> None:
+        """Spares this process, and those that it forks, from making records that another process of these scenes made."""
+        self._records.update(records)
 
     def split(self) -> Split:
         """The scenes as a reader would give them."""
@@ -118,6 +128,7 @@ class SyntheticScenes(Sequence[ImageRecord]):
             category_ids=tuple(range(1, len(self.class_names) + 1)),
             report=DataReport(),
             render=self.render,
+            generator=f"SyntheticScenes {self._key} {self.size} px, density {self.density}, zoom {self.zoom}",
         )
 
     def render(self, record: ImageRecord) -> Tensor:

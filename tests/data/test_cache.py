@@ -286,12 +286,67 @@ class TestDisk:
         cache, dataset = self.opened(split, folder), dataset_of(split)
         return cache, [cache.image(index, dataset._resized).clone() for index in range(len(split.records))]
 
+    def test_drawn_scenes_are_neither_laid_out_nor_painted_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By another run; the file also has their records, as they were."""
+
+        def scenes() -> SyntheticScenes:
+            return SyntheticScenes(6, size=64, seed=2, density=0.2)
+
+        options, batches = CacheOptions("disk", tmp_path), [[(0, index)] for index in range(6)]
+        expected = list(make_loader(dataset_of(scenes().split(), options, size=64), batches))
+        assert {0, 1} <= {min(len(target["ignored"]), 1) for batch in expected for target in batch.targets}
+        assert 0 in {len(target["boxes"]) for batch in expected for target in batch.targets}
+        monkeypatch.setattr(SyntheticScenes, "_make_scene", fail)
+        again = scenes()
+        for batch, other in zip(
+            make_loader(dataset_of(again.split(), options, size=64), batches), expected, strict=True
+        ):
+            assert_same_batch(batch, other)
+        monkeypatch.undo()
+        for index, record in enumerate(scenes()):
+            for name, value in vars(record).items():
+                kept = getattr(again[index], name)
+                assert type(kept) is type(value)
+                if isinstance(value, np.ndarray):
+                    assert kept.dtype == value.dtype
+                    assert kept.shape == value.shape
+                    assert (kept == value).all()
+                else:
+                    assert kept == value
+
+    @pytest.mark.parametrize("what", ["damaged", "too many boxes", "not there"])
+    def test_a_record_that_is_not_there_is_made(
+        self, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if what == "too many boxes":
+            monkeypatch.setattr(cache_module, "_RECORD", 100)
+        scenes = SyntheticScenes(1, size=64, seed=3, density=0.2)
+        cache = self.opened(scenes.split(), tmp_path, 64)
+        assert cache.record(0) is None
+        if what != "not there":
+            cache.image(0, lambda index: scenes.render(scenes[index]))
+        if what == "damaged":
+            record = cache.record(0)
+            assert record is not None
+            assert len(record.boxes)
+            os.pwrite(cache._file, b"\x01", 8192 + 60)
+            assert cache._records == 8192
+        assert cache.record(0) is None
+        again = SyntheticScenes(1, size=64, seed=3, density=0.2)
+        sample = dataset_of(again.split(), CacheOptions("disk", tmp_path), size=64, flip=False)[0]
+        assert np.array_equal(sample.target["boxes"].numpy(), scenes[0].boxes)
+        assert torch.equal(sample.image, scenes.render(scenes[0]))
+
     def test_it_outlives_the_run(self, split: Split, tmp_path: Path) -> None:
         first, images = self.filled(split, tmp_path)
         assert first.describe() == (f"disk: 4 images of 32 px, 0.0 GiB in {first.path}, 4 of them there")
         again = self.opened(split, tmp_path)
         assert again.path == first.path
         assert not again.there.any()
+        stat = first.path.stat()
+        assert stat.st_blocks * 512 >= stat.st_size  # all of its room is taken: it is no file with holes
         assert all(torch.equal(again.image(index, fail), image) for index, image in enumerate(images))
         assert again.there.all()
 
@@ -460,16 +515,48 @@ class TestDisk:
         cache = self.opened(split, tmp_path)
         assert all(torch.equal(cache.image(index, fail), image) for index, image in enumerate(images))
 
-    def test_pixels_that_another_writes_meanwhile_are_not_taken(self, split: Split, tmp_path: Path) -> None:
-        """The entry is cleared before the pixels change, so a reader in between makes the image itself."""
-        cache, images = self.filled(split, tmp_path)
-        place = cache._first + cache.image(0, fail).numel()
-        with cache.path.open("r+b") as other:
-            other.seek(4096 + 32)
-            other.write(bytes(32))
-            other.seek(place)
-            other.write(bytes(1000))
-        assert torch.equal(cache.image(1, dataset_of(split)._resized), images[1])
+    def test_pixels_that_another_writes_meanwhile_are_not_taken(
+        self, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A reader that comes when half of them are written makes the image itself."""
+        reader, images = self.filled(split, tmp_path)
+        path = split.records[1].path
+        assert path is not None
+        Image.fromarray(np.full((20, 40, 3), 7, dtype=np.uint8)).save(path)
+        found, write = [], os.pwrite
+
+        def pwrite(file: int, data: Any, place: int) -> int:
+            if len(data) < 3 * 32**2:
+                return write(file, data, place)
+            half = write(file, data[: len(data) // 2], place)
+            found.append(reader.image(1, images.__getitem__).clone())
+            return half
+
+        monkeypatch.setattr(reader, "_write", lambda *arguments: None)
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        self.opened(split, tmp_path).image(1, dataset_of(split)._resized)
+        monkeypatch.undo()
+        assert torch.equal(found[0], images[1])
+        assert (self.opened(split, tmp_path).image(1, fail) == 7).all()
+
+    def test_pixels_that_another_wrote_meanwhile_are_not_taken(
+        self, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A reader that has part of them when the writer ends finds another entry than it knew, and other pixels."""
+        reader, _ = self.filled(split, tmp_path)
+        path = split.records[1].path
+        assert path is not None
+        Image.fromarray(np.full((20, 40, 3), 7, dtype=np.uint8)).save(path)
+        read = os.preadv
+
+        def preadv(file: int, buffers: list[memoryview], place: int) -> int:
+            count = read(file, buffers, place)
+            monkeypatch.undo()
+            self.opened(split, tmp_path).image(1, dataset_of(split)._resized)
+            return count
+
+        monkeypatch.setattr(os, "preadv", preadv)
+        assert (reader.image(1, dataset_of(split)._resized) == 7).all()
 
 
 def _write_and_die(split: Split, folder: Path, image: Tensor, writes: int) -> None:

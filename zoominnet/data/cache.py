@@ -23,7 +23,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from zoominnet.data.records import Split
+from zoominnet.data.records import ImageRecord, Split
 from zoominnet.data.transforms import ResizeMode
 from zoominnet.errors import UserError
 
@@ -39,6 +39,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _PAGE = 4096
 _DIGEST = 16
 _ENTRY = 2 * _DIGEST
+_RECORD, _RECORD_HEAD, _RECORD_ROW = 1 << 14, _DIGEST + 4 * 8, 6 * 4
 _FORMAT = "zoominnet images 1"
 
 
@@ -78,6 +79,10 @@ class ImageCache:
     def image(self, index: int, make: Make) -> Tensor:
         """uint8[3, size, size], not to be changed and good until the next call; what `make` raises is raised."""
         return make(index)
+
+    def record(self, index: int) -> ImageRecord | None:
+        """The record of a generated image, where the cache has it: to make one takes about as long as the image."""
+        return None
 
     @property
     def there(self) -> Tensor:
@@ -188,7 +193,8 @@ class DiskCache(ImageCache):
     """One file, which outlives the run and may serve several runs and processes at once.
 
     Its name follows from the images' paths, or from what generates them, from size and resize mode, and from the versions
-    of whatever makes the pixels. It holds a header, an entry an image, and the images. An entry is a digest of what the
+    of whatever makes the pixels. It holds a header, an entry an image, the records of generated images, and the images. An
+    entry is a digest of what the
     image was made from (path, size and time of the file) and one of its pixels, and is written behind these. So an image
     whose file has changed is made anew, and so is one that was torn by a crash, or by a disk: each process that reads an
     image first compares both digests. Later it compares the entry alone, which a writer clears before it touches the
@@ -202,7 +208,8 @@ class DiskCache(ImageCache):
         self._description = _describe_images(split, size, resize)
         name = hashlib.sha256(self._description).hexdigest()[: 2 * _DIGEST]
         self.path = folder / f"{name}.images"
-        self._first = -(-(_PAGE + _ENTRY * self.shape[0]) // _PAGE) * _PAGE
+        self._records = -(-(_PAGE + _ENTRY * self.shape[0]) // _PAGE) * _PAGE
+        self._first = self._records + (0 if split.generator is None else _RECORD * self.shape[0])
         self._seen = torch.zeros(self.shape[0], _ENTRY, dtype=torch.uint8).share_memory_()
         self._file = -1
         with self._explained("--cache-folder"):
@@ -240,6 +247,13 @@ class DiskCache(ImageCache):
         with self._explained("--cache disk"):
             self._write(index, source, image)
         return image
+
+    def record(self, index: int) -> ImageRecord | None:
+        if self.split.generator is None:
+            return None
+        with self._explained("--cache disk"):
+            block = os.pread(self._file, _RECORD, self._records + index * _RECORD)
+        return _decode_record(block)
 
     def describe(self) -> str:
         entries = np.frombuffer(os.pread(self._file, _ENTRY * self.shape[0], _PAGE), dtype=np.uint8)
@@ -327,6 +341,8 @@ class DiskCache(ImageCache):
         entry = source + _digest_pixels(image)
         with self._locked(place):
             _write_all(self._file, bytes(_ENTRY), place)
+            if self.split.generator is not None:
+                _write_all(self._file, _encode_record(self.split.records[index]), self._records + index * _RECORD)
             _write_all(self._file, pixels.data, self._first + index * image.numel())
             _write_all(self._file, entry, place)
         self._see(index, entry)
@@ -453,6 +469,43 @@ def _scratch(size: int) -> Tensor:
 
 def _digest_pixels(image: Tensor) -> bytes:
     return hashlib.sha256(image.contiguous().numpy().data).digest()[:_DIGEST]
+
+
+def _encode_record(record: ImageRecord) -> bytes:
+    """At most `_RECORD` bytes, the first a digest of the rest; nothing of a record with more boxes than have room."""
+    head = np.array([len(record.boxes) + len(record.ignored), record.width, record.height, record.image_id])
+    rows = [
+        np.column_stack((boxes, labels, np.full(len(boxes), ignored)))
+        for boxes, labels, ignored in (
+            (record.boxes, record.labels, 0),
+            (record.ignored, record.ignored_labels, 1),
+        )
+    ]
+    data = head.astype(np.int64).tobytes() + np.concatenate(rows).astype(np.float32).tobytes()
+    return hashlib.sha256(data).digest()[:_DIGEST] + data if _DIGEST + len(data) <= _RECORD else b""
+
+
+def _decode_record(block: bytes) -> ImageRecord | None:
+    """The inverse of `_encode_record`; None where nothing was written, or not all of it."""
+    count, width, height, image_id = np.frombuffer(block.ljust(_RECORD, b"\0"), np.int64, 4, _DIGEST).tolist()
+    end = _RECORD_HEAD + count * _RECORD_ROW
+    if (
+        not _RECORD_HEAD <= end <= len(block)
+        or hashlib.sha256(block[_DIGEST:end]).digest()[:_DIGEST] != block[:_DIGEST]
+    ):
+        return None
+    rows = np.frombuffer(block, np.float32, 6 * count, _RECORD_HEAD).reshape(count, 6)
+    boxes, ignored = rows[rows[:, 5] == 0], rows[rows[:, 5] == 1]
+    return ImageRecord(
+        path=None,
+        image_id=image_id,
+        width=width,
+        height=height,
+        boxes=boxes[:, :4].copy(),
+        labels=boxes[:, 4].astype(np.int64),
+        ignored=ignored[:, :4].copy(),
+        ignored_labels=ignored[:, 4].astype(np.int64),
+    )
 
 
 def _write_all(file: int, data: bytes | memoryview, place: int) -> None:

@@ -171,6 +171,13 @@ class DetectionDataset(Dataset[Sample]):
         if worker is not None and worker.id < len(self.reading):
             self.reading[worker.id, 0], self.reading[worker.id, 1] = os.getpid(), index
 
+    def _recall_record(self, index: int) -> None:
+        records = self.split.records
+        if isinstance(records, SyntheticScenes) and not records.has_made(index):
+            recalled = self.cache.record(index)
+            if recalled is not None:
+                records.keep({index: recalled})
+
     def _make_target(self, epoch: int, index: int) -> Target:
         record = self.split.records[index]
         flipped = self.flip and bool(keyed_rng(AUGMENTATION, self.seed, epoch, index).random() < 0.5)
@@ -198,6 +205,7 @@ class DetectionDataset(Dataset[Sample]):
             if on_device is not None and index in on_device:
                 return index, None
             self._note_reading(index)
+            self._recall_record(index)
             try:
                 return index, self.cache.image(index, self._resized)
             except DataError as error:

@@ -110,6 +110,10 @@ class SyntheticScenes(Sequence[ImageRecord]):
             self._records[index] = self._new[index] = self._make_record(index)
         return self._records[index]
 
+    def has_made(self, index: int) -> bool:
+        """Whether the record at `index`, 0 or greater, is there already."""
+        return index in self._records
+
     def take_new(self) -> dict[int, ImageRecord]:
         """The records made, in this process, since the last call: what a loader's worker has to give away."""
         taken, self._new = self._new, {}

@@ -49,6 +49,19 @@ def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
+def test_the_loader_s_benchmark_runs(tmp_path: Path) -> None:
+    file = tmp_path / "loader.json"
+    command = [sys.executable, "benchmarks/bench_loader.py", "--tiny", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 2 * (4 * 2 + 1) == len(done.stdout.splitlines()) - 1
+    for workers in (0, 2):
+        rate = {(row["cache"], row["epoch"]): row["images_per_s"] for row in rows if row["workers"] == workers}
+        assert min(rate[kind, "warm"] for kind in ("ram", "disk", "device")) > 2 * rate["none", "warm"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_benchmarks_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"

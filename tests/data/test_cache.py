@@ -25,6 +25,7 @@ from zoominnet.data import cache as cache_module
 from zoominnet.data.batch import Batch, to_device
 from zoominnet.data.cache import (
     CacheError,
+    CacheFileError,
     CacheKind,
     CacheOptions,
     DiskCache,
@@ -495,10 +496,10 @@ class TestDisk:
 
         dataset = dataset_of(split, CacheOptions("disk", tmp_path))
         monkeypatch.setattr(os, "pwrite", refuse)
-        with pytest.raises(
-            CacheError, match=r"^--cache disk: .*\.images cannot be used \(Input/output error\); make room"
-        ):
+        expected = r"^--cache disk: .*\.images cannot be used \(Input/output error\); make room"
+        with pytest.raises(CacheFileError, match=expected) as caught:
             dataset[0]
+        assert caught.value.exit_status == 74
         assert dataset.unreadable == []
 
     def test_several_processes_fill_one_file(self, split: Split, tmp_path: Path) -> None:

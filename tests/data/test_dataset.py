@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from data_sets import assert_same_batch, noise_split
-from devices import each_device
+from devices import each_device, on_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -389,9 +389,7 @@ class TestLoader:
                 assert tensor.is_contiguous()
                 assert torch.equal(tensor.cpu(), own)
 
-    @pytest.mark.parametrize("kind", ["none", "device"])
-    @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("kind", [on_gpu("none"), on_gpu("device")])
     def test_nothing_waits_for_a_gpu(self, tmp_path: Path, kind: CacheKind) -> None:
         split, device = noise_split(tmp_path), torch.device("cuda")
         dataset = dataset_of(split, flip=True, cache=CacheOptions(kind, None, device))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from zoominnet.data.records import ImageRecord, Split
 from zoominnet.data.transforms import ResizeMode
-from zoominnet.errors import UserError
+from zoominnet.errors import EXIT_IO_ERROR, UserError
 
 logger = logging.getLogger("zoominnet.data")
 
@@ -45,6 +45,12 @@ _FORMAT = "zoominnet images 1"
 
 class CacheError(UserError):
     """A cache that has no room or cannot be used. The message is one line naming the option and the remedy."""
+
+
+class CacheFileError(CacheError):
+    """The file of a cache cannot be read or written any more; the run can be resumed, with this cache or another."""
+
+    exit_status = EXIT_IO_ERROR
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ class DiskCache(ImageCache):
         self._first = self._records + (0 if split.generator is None else _RECORD * self.shape[0])
         self._seen = torch.zeros(self.shape[0], _ENTRY, dtype=torch.uint8).share_memory_()
         self._file = -1
-        with self._explained("--cache-folder"):
+        with self._explained("--cache-folder", CacheError):
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / ".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -224,7 +230,7 @@ class DiskCache(ImageCache):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        with self._explained("--cache disk"):
+        with self._explained():
             self._file = self._open()
 
     def __del__(self) -> None:
@@ -237,21 +243,21 @@ class DiskCache(ImageCache):
         return self._seen.any(dim=1)
 
     def image(self, index: int, make: Make) -> Tensor:
-        with self._explained("--cache disk"):
+        with self._explained():
             if (kept := self._read(index)) is not None:
                 return kept
         source = self._digest_source(
             index
         )  # before the file is read: of one that changes meanwhile it must not be the new
         image = make(index)
-        with self._explained("--cache disk"):
+        with self._explained():
             self._write(index, source, image)
         return image
 
     def record(self, index: int) -> ImageRecord | None:
         if self.split.generator is None:
             return None
-        with self._explained("--cache disk"):
+        with self._explained():
             block = os.pread(self._file, _RECORD, self._records + index * _RECORD)
         return _decode_record(block)
 
@@ -356,11 +362,11 @@ class DiskCache(ImageCache):
             fcntl.lockf(self._file, fcntl.LOCK_UN, _ENTRY, place)
 
     @contextmanager
-    def _explained(self, option: str) -> Iterator[None]:
+    def _explained(self, option: str = "--cache disk", kind: type[CacheError] = CacheFileError) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise CacheError(
+            raise kind(
                 f"{option}: {self.path} cannot be used ({error.strerror}); make room, name another --cache-folder, or "
                 "leave --cache out"
             ) from error

@@ -6,7 +6,8 @@ VisDrone-mini at 512 px in batches of 4 (the teacher's input at --image-size 256
 16, as `--profile demo` has them. "Fill" is the epoch in which a cache is filled, "warm" the median of later ones, and "next
 run" the first epoch of another dataset, as another run has it. An epoch begins with starting its workers and ends with
 the last batch on the device (here the CPU). Beside the wall clock stand the processor's milliseconds an image, workers
-included: what the loader takes from the training on the same cores, whatever else the machine does.
+included: what the loader takes from the training on the same cores, whatever else the machine does. "load" in the JSON is
+the machine's, a minute's mean before and at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import resource
 import shlex
 import statistics
@@ -104,6 +106,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="few scenes, no files: that everything runs, not how fast")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    load_before = os.getloadavg()[0]
     about = facts(CPU)  # of the commit that runs, whatever is edited meanwhile
     cases = {"drawn scenes": scenes(4 if arguments.tiny else 400)}
     if not arguments.tiny:
@@ -138,6 +141,7 @@ def main() -> int:
             "command": shlex.join(["python", "benchmarks/bench_loader.py", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             **about,
+            "load": [round(load, 1) for load in (load_before, os.getloadavg()[0])],
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -28,7 +28,8 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from zoominnet.config import TrainConfig
-from zoominnet.data import ANY_CLASS, Batch, DetectionDataset, ImageRecord, Split, open_split
+from zoominnet.data import ANY_CLASS, DetectionDataset, ImageRecord, ResizeGeometry, Split, open_split
+from zoominnet.data.batch import pack
 from zoominnet.data.records import DataReport
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.checkpoint import list_checkpoints
@@ -322,9 +323,11 @@ def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(student: st
     watcher = GradientRatio(SimpleNamespace(ranks=ranks))  # type: ignore[arg-type]
     optimizer = build_optimizer(module, config)
     update = Update(config, schedule, optimizer, scaler, module.distiller, [watcher], ranks)
+    geometry = ResizeGeometry.fit(256, 256, 256, "squash")
     for first, second in (((), ()), (boxes, ()), (boxes[:1], boxes)):
-        targets = [{**target_of("cpu", *each), "ignored": torch.rand(1, 4), "image_id": 1} for each in (first, second)]
-        batch = Batch(images_of(2, 256, "cpu"), targets)  # type: ignore[arg-type]
+        more = {"ignored": torch.rand(1, 4), "image_id": 1, "index": 1, "geometry": geometry}
+        targets = [{**target_of("cpu", *each), **more} for each in (first, second)]
+        batch = pack(images_of(2, 256, "cpu"), targets, [0, 1])  # type: ignore[arg-type]
         if device == "cuda":
             batch = batch.pin_memory()
         update(module, 0, batch, True, [])()  # compiles kernels, chooses algorithms

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from zoominnet.config import TrainConfig
-from zoominnet.data import Batch
+from zoominnet.data import Batch, ResizeGeometry
+from zoominnet.data.batch import pack
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine import trainer
 from zoominnet.engine.checkpoint import load_state, newest_checkpoint
@@ -38,10 +39,12 @@ def batch_of(size: int = 256) -> Batch:
             "labels": torch.tensor([0, 2])[:count],
             "ignored": torch.tensor([[0.0, 0.0, 60.0, 40.0]])[:count],
             "image_id": 1,
+            "index": 1,
+            "geometry": ResizeGeometry.fit(size, size, size, "squash"),
         }
         for count in (2, 0)
     ]
-    return Batch(images, targets)  # type: ignore[arg-type]
+    return pack(images, targets, [0, 1])  # type: ignore[arg-type]
 
 
 def update_of(config: TrainConfig, student: str = "la") -> tuple[Update, TrainingModule]:

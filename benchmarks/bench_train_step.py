@@ -1,69 +1,113 @@
-"""One training step of a student with its teacher: forward, losses, backward, optimiser; with and without fused kernels."""
+"""One training step of a student with its teacher: the trainer's, and the same by torchvision's RetinaNet.
+
+Each rival is a process of its own (`train_step.py`), and they take turns. With `--before COMMIT` the trainer's step as of
+that commit takes turns too.
+"""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import measure
 import pytest
 import torch
-from conftest import Race
-from measure import Rival
-from shapes import MODEL_SHAPES, image_boxes
+from conftest import Before
+from measure import Clock, Effort, Rival, quartiles
+from train_step import RIVALS, Process, Work, check_losses
 
-from zoominnet.distill import Distiller, DistillOptions
-from zoominnet.engine.step import TrainingModule
-from zoominnet.models import build_model
+from zoominnet.kernels import available_backends
 
-NAMES = ("la", "fa")
-
-
-class Step:
-    """A student of its own, and what one step of it takes."""
-
-    def __init__(self, module: TrainingModule, images: torch.Tensor, targets: list[dict[str, torch.Tensor]]) -> None:
-        self.module, self.images, self.targets = module, images, targets
-        # So small a rate that repeated steps stay the same work.
-        self.optimizer = torch.optim.SGD(module.model.parameters(), lr=1e-9, momentum=0.9)
-
-    def __call__(self) -> tuple[float, float]:
-        """The task's loss and the distillation loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self.module(self.images, self.targets)
-        task = losses.task["classification"] + losses.task["bbox_regression"]
-        (task + 0.01 * losses.distill.loss).backward()
-        self.optimizer.step()
-        return float(task.detach()), float(losses.distill.loss.detach())
+EFFORT = {"full": Effort(30.0, 5, 30), "tiny": Effort(0.0, 1, 1)}
+MATRIX_SIDE = {"full": {"cpu": 2048, "cuda": 8192}, "tiny": {"cpu": 64, "cuda": 64}}
+"""Of the product that the machine's rate of multiply-adds is measured by."""
+MATRIX_CALLS = 3
 
 
-class CheckLosses:
-    """Both losses must be those with the reference kernels, which come first, but for the order of sums."""
+def matrix_product(precision: str, size: str, clock: Clock) -> Rival:
+    """A product of two square matrices; in float32 with TF32 where convolutions may use it."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    side = MATRIX_SIDE[size][clock.device.type]
+    left, right = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
+    return Rival("matrix product", lambda: left @ right)
 
-    expected: tuple[float, float] | None = None
 
-    def __call__(self, name: str, losses: Any) -> None:
-        self.expected = self.expected or losses
-        assert losses == pytest.approx(self.expected, rel=1e-4), f"{name}: losses differ from the reference's"
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("student", ["snet", "fa"])
+def test_train_step(
+    student: str,
+    precision: str,
+    size: str,
+    device: torch.device,
+    clock: Clock,
+    before: Before | None,
+    benchmark: Any,
+    request: pytest.FixtureRequest,
+) -> None:
+    states = available_backends(device.type)["akdp_mask"]
+    left_out = {name: state for name, state in states.items() if state != "ok"}
+    if not request.config.getoption("--compile"):
+        left_out["native, compiled"] = "not asked for"
+    work = Work("", student, precision, device.type, torch.get_num_threads(), size)
+    with ExitStack() as stack:
 
+        def start(rival: str, tree: Path) -> Process:
+            return stack.enter_context(Process(dataclasses.replace(work, rival=rival), tree))
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", NAMES)
-def test_train_step(name: str, size: str, device: torch.device, backends: list[str], race: Race) -> None:
-    shape = MODEL_SHAPES[size, device.type]
-    torch.manual_seed(0)
-    common = {"backbone": shape.backbone, "channels": shape.channels}
-    student = build_model(name, image_size=shape.size, **common).place(device)
-    teacher = build_model("teacher", image_size=2 * shape.size, **common).place(device)
-    images = torch.randint(256, (shape.batch, 3, 2 * shape.size, 2 * shape.size), dtype=torch.uint8, device=device)
-    targets = [
-        {"boxes": boxes.to(device), "labels": torch.zeros(len(boxes), dtype=torch.int64, device=device)}
-        for boxes in image_boxes(2 * shape.size, shape.batch, None)
-    ]
-    rivals = []
-    for backend in backends:
-        model = copy.deepcopy(student)
-        model.set_kernel_backend(backend)
-        module = TrainingModule(model, Distiller(model, teacher, DistillOptions())).train()
-        teacher.eval()
-        rivals.append(Rival(backend, Step(module, images, targets)))
-    race("training step", name, shape, "both", rivals, CheckLosses(), 2 * images.numel())
+        rivals = {name: start(name, measure.ROOT) for name in RIVALS if name not in left_out}
+        ours = next(name for name in ("native", "triton", "reference") if name in rivals)
+        if before is not None:
+            rivals[f"{ours} at {before.commit}"] = start(ours, before.tree)
+        for name, rival in rivals.items():
+            assert rival.ask("source") == str(rival.tree / "zoominnet"), f"{name}: runs another package"
+        check_losses({name: rival.ask("losses") for name, rival in rivals.items()}, precision)
+        if benchmark.disabled:
+            benchmark.pedantic(lambda: rivals[ours].ask("turn"))
+            return
+        memory = {name: rival.ask("memory") for name, rival in rivals.items()}
+        product = matrix_product(precision, size, clock)
+        products: list[float] = []
+        seconds: dict[str, list[float]] = {name: [] for name in rivals}
+
+        def turn_of(name: str) -> None:
+            seconds[name].append(rivals[name].ask("turn"))
+
+        def turns_of_others() -> None:
+            for name in rivals:
+                if name != ours:
+                    turn_of(name)
+            products.extend([clock.time(product) for _ in range(MATRIX_CALLS + 1)][1:])
+
+        start_of_turns = time.perf_counter()
+        turns_of_others()
+        turn_of(ours)
+        elapsed, effort = time.perf_counter() - start_of_turns, EFFORT[size]
+        rounds = max(effort.least, min(int(effort.seconds / elapsed), effort.most)) - 1
+        benchmark.pedantic(lambda: turn_of(ours), setup=turns_of_others, rounds=max(rounds, 1))
+        side = MATRIX_SIDE[size][device.type]
+        benchmark.group = "training step"
+        benchmark.extra_info |= {
+            "op": "training step",
+            "shape": student,
+            "sizes": work.describe(),
+            "dtype": precision,
+            "direction": "both",
+            **measure.facts(device),
+            "before": None if before is None else before.commit,
+            "batch": work.shape.batch,
+            "rounds": len(products) // MATRIX_CALLS,
+            "rivals": {
+                name: {**quartiles(times), "calls": len(times), "extra_memory": memory[name]}
+                for name, times in seconds.items()
+            },
+            "left_out": left_out,
+            "flops": {name: rivals[name].ask("flops") for name in (ours, "torchvision")},
+            "flops_per_second": 2 * side**3 / quartiles(products)["median"],
+            "breakdown": rivals[ours].ask("breakdown"),
+            "decode": rivals[ours].ask("decode"),
+        }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--tiny", action="store_true", help="tiny shapes, one round: that everything runs, not how fast")
     group.addoption("--threads", type=int, default=1, help="CPU threads of every rival (default 1)")
     group.addoption("--device", choices=["cpu", "cuda"], help="this alone (default: each that there is)")
+    group.addoption("--compile", action="store_true", help="the training step compiled takes turns too (takes minutes)")
+    group.addoption("--before", metavar="COMMIT", help="the training step of that commit takes turns with today's")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -111,3 +117,43 @@ def race(benchmark: Any, clock: Clock, size: str) -> Race:
 def backends(device: torch.device) -> list[str]:
     """Ours that run on the device, the reference first."""
     return [name for name, state in available_backends(device.type)["akdp_mask"].items() if state == "ok"]
+
+
+@dataclass(frozen=True)
+class Before:
+    """Another commit: its name, and its files with the compiled library in a folder."""
+
+    commit: str
+    tree: Path
+
+
+@pytest.fixture(scope="session")
+def before(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Before | None]:
+    """The commit of --before, None without."""
+    name = request.config.getoption("--before")
+    if name is None:
+        yield None
+        return
+
+    def run(*command: str, cwd: Path = measure.ROOT, **environment: str) -> str:
+        done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+        if done.returncode:
+            raise pytest.UsageError(
+                f"--before {name}: {' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}"
+            )
+        return done.stdout.strip()
+
+    commit = run("git", "rev-parse", "--short=7", f"{name}^{{commit}}")
+    tree = tmp_path_factory.mktemp("before") / commit
+    run("git", "worktree", "add", "--detach", str(tree), commit)
+    try:
+        if run("git", "diff", "--name-only", commit, "--", "csrc", "setup.py"):
+            kind = "cuda" if "cuda" in DEVICES and request.config.getoption("--device") != "cpu" else "cpu"
+            run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tree, ZOOMINNET_BUILD=kind)
+        else:  # the same sources: this tree's library is that one's too
+            own = measure.ROOT / "zoominnet"
+            for file in (*own.glob("*.so"), own / "_build.json"):
+                shutil.copy(file, tree / "zoominnet")
+        yield Before(commit, tree)
+    finally:
+        run("git", "worktree", "remove", "--force", str(tree))

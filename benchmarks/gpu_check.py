@@ -44,11 +44,13 @@ FAILED_SANITIZER = 9
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis")
 TEST_TOOLS = ("numpy", "pytest", "pytest_timeout", "hypothesis", "setuptools")
 BENCHMARK_TOOLS = ("numpy", "pytest", "pytest_timeout", "pytest_benchmark", "torchvision", "PIL", "safetensors", "yaml")
+TRAINING_TOOLS = ("rich", "tensorboard", "tyro")
 FAULT_TOOLS = (
     *("numpy", "pytest", "pytest_timeout", "psutil", "torchvision", "PIL", "safetensors", "yaml"),
-    *("rich", "tensorboard", "tyro", "pycocotools", "fvcore"),
+    *(*TRAINING_TOOLS, "pycocotools", "fvcore"),
 )
-"""Modules that the tests of the kernels import, those that the benchmarks do, and those that the tests of faults do."""
+"""Modules that the tests of the kernels import, those that the benchmarks do, those that the trainer's step needs besides,
+and those that the tests of faults do."""
 GPU_FAULTS = ("f01", "f10", "f11", "f12", "f13", "f16", "f21", "f25")
 """Faults that have a test on a GPU, see docs/faults.md."""
 CPU_TESTS = ("cuda_sources", "native_cpu", "triton")
@@ -260,7 +262,7 @@ def all_steps(out: Path) -> list[Step]:
         benchmark(
             "benchmarks", ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x"), BENCHMARK_TOOLS, kernels
         ),
-        benchmark("models", ("la_predictor", "train_step", "inference"), BENCHMARK_TOOLS, models),
+        benchmark("models", ("la_predictor", "train_step", "inference"), (*BENCHMARK_TOOLS, *TRAINING_TOOLS), models),
         Step(
             "tables",
             [python, "benchmarks/report.py", "--out", str(out / "benchmarks.md"), "--show"],

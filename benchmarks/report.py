@@ -23,6 +23,11 @@ DEVICES = ("cpu", "cuda")
 OURS = ("native", "triton")
 COMMON = ("device", "hardware", "threads", "versions", "commit")
 OF_EACH = ("op", "shape", "sizes", "dtype", "direction", "bytes", "rounds", "rivals", "left_out")
+TRAINING_STEP = "training step"
+OF_EACH_STEP = (
+    *("op", "shape", "sizes", "dtype", "batch", "rounds", "rivals", "left_out"),
+    *("flops", "flops_per_second", "breakdown", "decode"),
+)
 NO_GPU = "No GPU has run these benchmarks yet: there are no figures for CUDA. `make gpu-check` makes them."
 
 
@@ -93,7 +98,8 @@ TARGETS = [
 
 
 def take(*raws: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of the JSON of pytest-benchmark, what is kept: a device's name to its results. Numbers have four digits.
+    """Of the JSON of pytest-benchmark, what is kept: a device's name to its results, and "train-step-" with that name to
+    those of the training step. Numbers have four digits.
 
     Several runs, of some of the files each, are put together; where two have the same benchmark, the first one's stays.
 
@@ -107,18 +113,23 @@ def take(*raws: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if "rivals" not in info:
                 continue
             common = {key: info[key] for key in COMMON}
-            command = f"pytest benchmarks/ --benchmark-only --threads {info['threads']}"
+            step = info["op"] == TRAINING_STEP
+            command = f"pytest benchmarks/{'bench_train_step.py' * step} --benchmark-only --threads {info['threads']}"
+            if step:
+                command += f" --before {info['before']}" if info["before"] else ""
+                command += " --compile" if "native, compiled" in info["rivals"] else ""
             head = {"command": command, "date": raw["datetime"][:10], **common}
-            results = kept.setdefault(info["device"], {**head, "benchmarks": []})
+            results = kept.setdefault(f"{'train-step-' * step}{info['device']}", {**head, "benchmarks": []})
             if other := [key for key in COMMON if results[key] != info[key]]:
                 raise SystemExit(
                     f"report: runs that differ in {', '.join(other)} cannot be put together:"
                     f" {', '.join(f'{results[key]} and {info[key]}' for key in other)}"
                 )
-            name = (info["device"], info["op"], info["shape"], info["direction"])
+            name = (info["device"], info["op"], info["shape"], info["dtype"], info["direction"])
             if name not in seen:
                 seen.add(name)
-                results["benchmarks"].append(rounded({key: info[key] for key in OF_EACH}))
+                keys = OF_EACH_STEP if step else OF_EACH
+                results["benchmarks"].append(rounded({key: info[key] for key in keys}))
     for results in kept.values():
         results["benchmarks"].sort(key=lambda b: b["op"])
     return kept
@@ -301,6 +312,61 @@ def details_section(kept: dict[str, dict[str, Any]]) -> list[str]:
     return lines[1:]
 
 
+def steps_section(kept: dict[str, dict[str, Any]]) -> list[str]:
+    """What benchmarks/README.md says of the training step."""
+    lines: list[str] = []
+    for device in DEVICES:
+        if (results := kept.get(f"train-step-{device}")) is not None:
+            [sizes] = {benchmark["sizes"] for benchmark in results["benchmarks"]}
+            lines += ["", f"### Training step, {device}", "", f"{sizes}.", "", *steps_of(results), ""]
+            lines += [*breakdown_of(results), "", caption(results)]
+    return lines[1:]
+
+
+def steps_of(results: dict[str, Any]) -> list[str]:
+    """The table of all rivals of the training step on a device."""
+    rows = []
+    for benchmark in results["benchmarks"]:
+        rivals = benchmark["rivals"]
+        ours = next(name for name in (*OURS, "reference") if name in rivals)
+        flops = benchmark["flops"][ours]
+        floor = flops / benchmark["flops_per_second"]
+        rows += [
+            [
+                f"`{benchmark['shape']}`, {benchmark['dtype']}",
+                name,
+                f"{time(rival['median'])} ({time(rival['q1'])} to {time(rival['q3'])})",
+                f"{benchmark['batch'] / rival['median']:.3g}",
+                f"{rival['median'] / rivals[ours]['median']:.3g} x",
+                f"{rival['median'] / floor:.3g} x",
+                memory(rival["extra_memory"]),
+            ]
+            for name, rival in sorted(rivals.items(), key=lambda item: item[1]["median"])
+        ]
+        rate = benchmark["flops_per_second"]
+        work = f"{flops / 2e9:.4g} G multiply-adds at {rate / 2e9:.4g} G/s"
+        rows.append([f"`{benchmark['shape']}`, {benchmark['dtype']}", f"floor: {work}", time(floor), *[""] * 4])
+    header = ["student", "step", "time, median and quartiles", "images/s", "of ours", "of the floor", "extra memory"]
+    return table(header, rows)
+
+
+def breakdown_of(results: dict[str, Any]) -> list[str]:
+    """The table of where the time of our step goes, and beside it what the loader takes."""
+    benchmarks = results["benchmarks"]
+    columns = []
+    for benchmark in benchmarks:
+        parts = dict(benchmark["breakdown"])
+        steps, convolutions = parts.pop("steps"), parts.pop("convolutions")
+        parts["the rest"] = steps - sum(parts.values())
+        parts |= {"all": steps, "convolutions": convolutions, "all but convolutions": steps - convolutions}
+        cells = {name: f"{time(part)} ({part / steps:.1%})" for name, part in parts.items()}
+        decode = benchmark["decode"]
+        cells["decode, by one process of the loader"] = "not measured" if decode is None else time(decode["median"])
+        columns.append(cells)
+    header = ["part of ours", *(f"`{b['shape']}`, {b['dtype']}" for b in benchmarks)]
+    return table(header, ([name, *(column[name] for column in columns)] for name in columns[0]))
+
+
 Section = Callable[[dict[str, dict[str, Any]]], list[str]]
 
 
@@ -331,6 +397,7 @@ DOCUMENTS: tuple[tuple[str, str, Section], ...] = (
     ("README.md", "speed", speed_section),
     ("README.md", "models", models_section),
     ("benchmarks/README.md", "benchmarks", details_section),
+    ("benchmarks/README.md", "training-step", steps_section),
 )
 
 
@@ -349,18 +416,23 @@ def put(text: str, mark: str, lines: Sequence[str]) -> str:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results of each device, as they are kept in a folder."""
-    paths = {device: folder / f"kernels-{device}.json" for device in DEVICES}
-    return {device: json.loads(path.read_text(encoding="utf-8")) for device, path in paths.items() if path.is_file()}
+    """The results of each device, as they are kept in a folder, by the keys of :func:`take`."""
+    paths = {key: folder / name for device in DEVICES for key, name in files_of(device).items()}
+    return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.is_file()}
+
+
+def files_of(device: str) -> dict[str, str]:
+    """Where the results of a device are kept."""
+    return {device: f"kernels-{device}.json", f"train-step-{device}": f"train-step-{device}.json"}
 
 
 def write_results(folder: Path, kept: dict[str, dict[str, Any]]) -> None:
     """Keeps the results of each device, one benchmark a line."""
-    for device, results in kept.items():
+    for key, results in kept.items():
         head = json.dumps({key: value for key, value in results.items() if key != "benchmarks"}, indent=1)
         rows = ",\n".join(f"  {json.dumps(benchmark)}" for benchmark in results["benchmarks"])
         text = head[: -len("\n}")] + f',\n "benchmarks": [\n{rows}\n ]\n}}\n'
-        (folder / f"kernels-{device}.json").write_text(text, encoding="utf-8")
+        (folder / files_of(results["device"])[key]).write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -377,6 +449,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if options.show:
         kept = take(*(json.loads(path.read_text(encoding="utf-8")) for path in options.show))
         text = "\n".join(["## Targets", "", *speed_section(kept), "", "## All", "", *details_section(kept), ""])
+        if steps := steps_section(kept):
+            text += "\n".join(["", *steps, ""])
         if options.out:
             options.out.write_text(text, encoding="utf-8")
         else:

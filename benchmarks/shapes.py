@@ -154,6 +154,14 @@ MODEL_SHAPES = {
     ("tiny", "cpu"): ModelShape("resnet18", 8, 128, 1),
     ("tiny", "cuda"): ModelShape("resnet18", 8, 128, 1),
 }
+STEP_SHAPES = {
+    ("full", "cpu"): ModelShape("resnet50", 256, 256, 2),
+    ("full", "cuda"): ModelShape("resnet50", 256, 512, 16),
+    ("tiny", "cpu"): ModelShape("resnet18", 8, 128, 2),
+    ("tiny", "cuda"): ModelShape("resnet18", 8, 128, 2),
+}
+"""Of the training step, whose images have `STEP_BOXES` boxes each."""
+STEP_BOXES = {"full": TYPICAL, "tiny": 5}
 
 
 def image_boxes(size: int, images: int, count: int | None) -> list[Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from zoominnet.kernels import akdp_mask, available_backends, max_iou_assign
 from zoominnet.kernels._dispatch import _MEASURED, OPERATIONS
@@ -33,6 +35,9 @@ def load(name: str) -> ModuleType:
 
 
 measure, report, shapes = load("measure"), load("report"), load("shapes")
+sys.path.insert(0, str(ROOT / "benchmarks"))  # of the modules of benchmarks/ this one imports others
+train_step = load("train_step")
+sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,8 +70,15 @@ def test_the_loader_s_benchmark_runs(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_benchmarks_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
-    some = "54 or 2000 or P3-both or (train_step and fa) or snet"
-    done = run_benchmarks("benchmarks", "--benchmark-only", f"--benchmark-json={raw}", "-k", some)
+    some = "54 or 2000 or P3-both or snet"
+    done = run_benchmarks(
+        "benchmarks",
+        "--ignore=benchmarks/bench_train_step.py",
+        "--benchmark-only",
+        f"--benchmark-json={raw}",
+        "-k",
+        some,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     kept = report.take(json.loads(raw.read_text()))
     results = kept["cpu"]
@@ -75,7 +87,7 @@ def test_benchmarks_run(tmp_path: Path) -> None:
     assert {b["op"].split()[0].rstrip(",") for b in results["benchmarks"]} >= set(OPERATIONS)
     for benchmark in results["benchmarks"]:
         expected = {"reference", "copy"} | ({"native"} if NATIVE == "ok" else set())
-        if benchmark["op"] not in ("training step", "inference"):
+        if benchmark["op"] != "inference":
             expected |= {"eager", "compiled"}
         assert benchmark["rivals"].keys() | benchmark["left_out"].keys() >= expected
         assert benchmark["bytes"] > 0
@@ -84,6 +96,178 @@ def test_benchmarks_run(tmp_path: Path) -> None:
     # Every benchmark that a target names is there.
     assert all(report.find(results, target) for target in report.TARGETS if target.device == "cpu")
     assert "not run" not in "\n".join(report.speed_section(kept))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(NATIVE != "ok", reason=f"native backend {NATIVE}")
+def test_training_step_runs(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.json"
+    before = ["--before", "HEAD"] if (ROOT / ".git").exists() else []
+    done = run_benchmarks(
+        *("benchmarks/bench_train_step.py", "-k", "fa and fp32", "--benchmark-only", f"--benchmark-json={raw}"), *before
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = report.take(json.loads(raw.read_text()))
+    assert list(kept) == ["train-step-cpu"]
+    [benchmark] = kept["train-step-cpu"]["benchmarks"]
+    rivals, flops, parts = benchmark["rivals"], benchmark["flops"], benchmark["breakdown"]
+    assert rivals.keys() > {"torchvision", "torchvision, channels_last", "reference", "native"}
+    assert len(rivals) == 5 if before else 4
+    for rival in rivals.values():
+        assert 0 < rival["q1"] <= rival["median"] <= rival["q3"]
+    assert flops["native"] == flops["torchvision"] > 0
+    assert 0 < parts["convolutions"] < parts["steps"]
+    assert 0 < sum(parts.values()) - parts["convolutions"] - parts["steps"] <= parts["steps"]
+    text = "\n".join(report.steps_section(kept))
+    assert "resnet18, 8 channels, student at 128 px, teacher at 256 px, 2 images of 5 boxes." in text
+    report.write_results(tmp_path, kept)
+    assert report.read_results(tmp_path) == kept
+    if before:
+        worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "before" not in worktrees.stdout
+
+
+@pytest.mark.slow
+def test_a_commit_that_is_none_is_told() -> None:
+    done = run_benchmarks("benchmarks/bench_train_step.py", "-k", "fa and fp32", "--before", "no-such-commit")
+    assert done.returncode != 0
+    assert "--before no-such-commit: git rev-parse" in done.stdout + done.stderr
+
+
+def work(rival: str, student: str = "fa", precision: str = "fp32") -> Any:
+    return train_step.Work(rival, student, precision, "cpu", torch.get_num_threads(), "tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["snet", "fa"])
+def test_torchvision_does_the_same_step(student: str) -> None:
+    steps = {name: train_step.RIVALS[name](work(name, student)) for name in ("reference", "torchvision")}
+
+    def losses_of(step: Any) -> dict[str, float]:
+        return {**step(), **train_step.gradient_norms(step.model)}
+
+    losses = {name: losses_of(step) for name, step in steps.items()}
+    assert min(losses["reference"].values()) > 0
+    train_step.check_losses(losses, "fp32")
+    assert len({train_step.flops_of(step) for step in steps.values()}) == 1
+    # All that is trained but BatchNorm, and nothing else.
+    trained = [
+        sum(p.numel() for p in step.model.parameters() if p.grad is not None and p.ndim == 4) for step in steps.values()
+    ]
+    assert trained[0] == trained[1] > 0
+    assert all(p.grad is None for p in steps["torchvision"].teacher.parameters())
+    model = steps["torchvision"].model
+    for changed, told in [
+        (model.head.classification_head.conv[0][0].weight, "gradient of the head"),
+        (model.backbone.fpn.inner_blocks[0][0].weight, "distill"),
+    ]:
+        with torch.no_grad():
+            changed.mul_(2)
+        with pytest.raises(AssertionError, match=rf"torchvision: {told} is \S+, reference's is"):
+            train_step.check_losses({**losses, "torchvision": losses_of(steps["torchvision"])}, "fp32")
+        with torch.no_grad():
+            changed.div_(2)
+
+
+def test_multiply_adds_are_counted() -> None:
+    x = torch.ones(1, 2, 4, 4)
+    conv = torch.nn.Conv2d(2, 3, 3, padding=1)
+    macs = 16 * 2 * 3 * 9
+    assert train_step.flops_of(lambda: conv(x)) == 2 * macs
+    # No gradient of what is no parameter.
+    assert train_step.flops_of(lambda: conv(x).sum().backward()) == 2 * 2 * macs
+    assert train_step.flops_of(lambda: conv(x.requires_grad_()).sum().backward()) == 3 * 2 * macs
+
+
+def event(name: str, start: int, end: int, parent: Any = None, kernels: int = 0, thread: int = 1) -> Any:
+    """As the profiler's; times in us."""
+    return SimpleNamespace(
+        name=name,
+        time_range=SimpleNamespace(elapsed_us=lambda: end - start),
+        cpu_parent=parent,
+        device_time_total=kernels,
+        thread=thread,
+        device_type=DeviceType.CPU,
+    )
+
+
+def profiled() -> list[Any]:
+    whole = event("steps", 0, 1000, kernels=600)
+    parts = [event(name, 0, 10, whole, 1) for name in train_step.RANGES if name not in ("losses", "masks")]
+    losses = event("losses", 0, 100, whole, 50)
+    masks = event("masks", 0, 40, losses, 20)
+    backward = event("aten::convolution_backward", 0, 200, whole, 100)
+    inner = event("aten::mkldnn_convolution", 0, 150, backward, 80)
+    chosen = event("aten::convolution", 0, 90, whole, 44)
+    forward = event("aten::cudnn_convolution", 0, 80, chosen, 40)
+    other = event("autograd::engine::evaluate_function: ConvolutionBackward0", 0, 500, None, 300, thread=2)
+    last = event("aten::convolution_backward", 0, 400, other, 250, thread=2)
+    of_device = event("backward", 0, 9999)
+    of_device.device_type = DeviceType.CUDA
+    return [whole, *parts, losses, masks, backward, inner, chosen, forward, other, last, of_device]
+
+
+def test_a_profile_is_read() -> None:
+    on_host = train_step.read_profile(profiled(), on_device=False)
+    parts = {**dict.fromkeys(train_step.RANGES, 10e-6), "losses": 60e-6, "masks": 40e-6}
+    assert on_host == pytest.approx({"steps": 1000e-6, **parts, "convolutions": 680e-6})
+    on_device = train_step.read_profile(profiled(), on_device=True)
+    parts = {**dict.fromkeys(train_step.RANGES, 1e-6), "losses": 30e-6, "masks": 20e-6, "backward": 301e-6}
+    assert on_device == pytest.approx({"steps": 900e-6, **parts, "convolutions": 390e-6})
+    with pytest.raises(ValueError, match="has no range masks, backward: zoominnet names them"):
+        train_step.read_profile([e for e in profiled() if e.name not in ("masks", "backward")], on_device=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aten::mkldnn_convolution",
+        "aten::cudnn_convolution_relu",
+        "aten::cudnn_convolution_transpose",
+        "aten::convolution_backward",
+        "aten::slow_conv_transpose2d",
+        "aten::thnn_conv2d",
+        "aten::_conv_depthwise2d",
+        "mkldnn::_convolution_pointwise_.binary",
+    ],
+)
+def test_what_convolves(name: str) -> None:
+    assert train_step.CONVOLUTION.match(name)
+    # Those that only choose among them, whose time is partly that of changing layouts, do not.
+    for other in ("aten::convolution", "aten::conv2d", "aten::_convolution", "aten::mm", "ConvolutionBackward0"):
+        assert not train_step.CONVOLUTION.match(other)
+
+
+@pytest.mark.slow
+def test_a_rival_that_fails_is_told() -> None:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(train_step.Process(work("no such rival"), ROOT))
+        with pytest.raises(RuntimeError, match="no such rival: its process ended with status 1"):
+            process.ask("losses")
+
+
+def step_result(**medians: float) -> dict[str, Any]:
+    found = result("training step", "fa", "both", **medians)
+    parts = {**dict.fromkeys(train_step.RANGES, 0.1), "steps": 1.0, "convolutions": 0.75}
+    flops = {"native": 4 * 10**9, "torchvision": 4 * 10**9}
+    found |= {"dtype": "fp32", "sizes": "sizes", "batch": 2, "rounds": 5, "before": "abc"}
+    return found | {"flops": flops, "flops_per_second": 8e9, "breakdown": parts, "decode": None}
+
+
+def test_tables_of_the_training_step() -> None:
+    info = {**results_with(), **step_result(native=1.0, torchvision=1.5)}
+    del info["rivals"]["copy"]
+    kept = report.take({"datetime": "2000-01-01T01:02:03", "benchmarks": [{"extra_info": info}]})
+    text = "\n".join(report.steps_section(kept))
+    assert "| `fa`, fp32 | native | 1 s (1 s to 1 s) | 2 | 1 x | 2 x | < 0.1 MB |" in text
+    assert "| `fa`, fp32 | torchvision | 1.5 s (1.5 s to 1.5 s) | 1.33 | 1.5 x | 3 x | < 0.1 MB |" in text
+    assert "| `fa`, fp32 | floor: 2 G multiply-adds at 4 G/s | 500 ms |" in text
+    assert "| the rest | 200 ms (20.0%) |" in text
+    assert "| all but convolutions | 250 ms (25.0%) |" in text
+    assert "not measured" in text
+    assert "`pytest benchmarks/bench_train_step.py --benchmark-only --threads 1 --before abc`, abacus" in text
+    assert report.details_section(kept) == [report.NO_GPU]
 
 
 BREAK = """
@@ -347,6 +531,8 @@ def test_what_is_the_quickest(native: list[float | None], compiled: list[float],
 
 def test_a_kernel_that_does_not_beat_the_compiler_is_not_the_default() -> None:
     for device, results in report.read_results(ROOT / "benchmarks" / "results").items():
+        if device not in report.DEVICES:
+            continue
         for operation in OPERATIONS:
             first = _MEASURED.get(device, {}).get(operation, ("reference",))[0]
             assert first == report.fastest(results, operation), f"{operation} on {device}"

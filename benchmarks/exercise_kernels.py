@@ -24,6 +24,7 @@ from zoominnet.kernels import (
     available_backends,
     max_iou_assign,
     pa_l2_loss,
+    sigmoid_focal_loss,
     upsample_nearest2x,
 )
 from zoominnet.kernels.akdp_mask.op import Threshold
@@ -135,9 +136,58 @@ def map_cases() -> Iterator[Case]:
         yield f"maps {size} {layout} {dtype} {factor}", maps
 
 
+def focal_cases() -> Iterator[Case]:
+    """Focal losses: levels that packs fit and that none fits; every kind of anchor, bad indices and labels; strides; nothing.
+
+    Then so many logits, in packs and one by one, that the blocks of a level's sum take more than one step each.
+    """
+    dtypes = (torch.float32, HALF, torch.bfloat16, WIDE)
+    settings = [
+        *itertools.product((1, 3, 8, 10), ((17, 8, 1), (0, 5)), dtypes, (2.0, 1.5)),
+        (8, (66_000,), torch.float32, 2.0),
+        (1, (262_147,), torch.float32, 2.0),
+    ]
+    for c, anchors, dtype, gamma in settings:
+        generator = torch.Generator().manual_seed(0)
+        levels = [torch.randn(2, a, c, generator=generator, dtype=WIDE) * 3 for a in anchors]
+        assigned = torch.randint(-9, 4, (2, sum(anchors)), generator=generator)
+        assigned = assigned.where(assigned >= -2, -1)
+        bad = assigned.clone()
+        bad[:, ::5], bad[:, 1::5] = 99, 2  # no box; and the box of no class
+
+        def losses(
+            backend: str,
+            device: str,
+            levels: list[Tensor] = levels,
+            assignments: tuple[Tensor, ...] = (assigned.clamp(max=1), bad),
+            dtype: torch.dtype = dtype,
+            c: int = c,
+            gamma: float = gamma,
+        ) -> list[Tensor]:
+            labels = [torch.tensor([c - 1, 0, c, 0]).to(device), torch.tensor([0, c // 2, -1]).to(device)]
+            results = []
+            for index in assignments:
+                for lay_out in (Tensor.contiguous, shifted, lambda x: x.mT.contiguous().mT):
+                    leaves = [lay_out(level.to(device, dtype)).requires_grad_() for level in levels]
+                    loss = sigmoid_focal_loss(leaves, index.to(device), labels, gamma=gamma, backend=backend)
+                    results += [loss.detach(), *torch.autograd.grad(loss, leaves)]
+            return results
+
+        yield f"focal loss {c} {anchors} {dtype} {gamma}", losses
+
+
 def shifted(x: Tensor) -> Tensor:
     """`x` contiguous, one element off the start of its memory."""
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def tolerances(name: str, want: Tensor) -> tuple[float, float]:
+    """Relative and absolute. Lambdas and losses are sums, taken in another order; all else is the same bits, but for the
+    focal loss, whose terms have an exp and a log that are not, and whose gradients are rounded to their dtype."""
+    if name.startswith("focal"):
+        info, computed = torch.finfo(want.dtype), torch.finfo(torch.promote_types(want.dtype, torch.float32))
+        return 64 * computed.eps + (info.eps if info.bits == 16 else 0), info.smallest_normal * info.eps
+    return 8 * torch.finfo(want.dtype).eps if want.dim() == 0 else 0, 0
 
 
 def main() -> None:
@@ -149,17 +199,16 @@ def main() -> None:
     if not backends:
         raise SystemExit(f"exercise_kernels: no fast backend runs on {device}: {states['akdp_mask']}")
     count = 0
-    for name, run in itertools.chain(anchor_cases(), map_cases()):
+    for name, run in itertools.chain(anchor_cases(), map_cases(), focal_cases()):
         expected = run("reference", "cpu")
         for backend in backends:
             for got, want in zip(run(backend, device), expected, strict=True):
-                # Lambdas and losses are sums, taken in another order; all else is the same bits.
-                tolerance = 8 * torch.finfo(want.dtype).eps if want.dim() == 0 else 0
+                relative, absolute = tolerances(name, want)
                 torch.testing.assert_close(
                     got.cpu(),
                     want,
-                    rtol=tolerance,
-                    atol=0,
+                    rtol=relative,
+                    atol=absolute,
                     equal_nan=True,
                     msg=lambda text: f"{name}, {backend}: {text}",  # noqa: B023
                 )

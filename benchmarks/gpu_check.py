@@ -260,7 +260,10 @@ def all_steps(out: Path) -> list[Step]:
         ),
         *map(sanitize, SANITIZERS),
         benchmark(
-            "benchmarks", ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x"), BENCHMARK_TOOLS, kernels
+            "benchmarks",
+            ("akdp_mask", "max_iou_assign", "pa_l2_loss", "sigmoid_focal_loss", "upsample_nearest2x"),
+            BENCHMARK_TOOLS,
+            kernels,
         ),
         benchmark("models", ("la_predictor", "train_step", "inference"), (*BENCHMARK_TOOLS, *TRAINING_TOOLS), models),
         Step(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from measure import Rival
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, sigmoid_focal_loss
 
 
 def akdp_mask_eager(levels: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
@@ -47,6 +47,16 @@ def pa_l2_eager(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return ((student - teacher) ** 2 * mask[:, None]).sum() / mask.sum().clamp(min=1)
 
 
+def focal_eager(levels: Sequence[Tensor], assigned: Tensor, labels: Sequence[Tensor]) -> Tensor:
+    """torchvision's focal loss, which takes float32 or better, of all levels' logits [B, A_l, C] and one-hot targets."""
+    logits = torch.cat(list(levels), 1)
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    classes = torch.stack([of_image[index.clamp(min=0)] for of_image, index in zip(labels, assigned, strict=True)])
+    target = F.one_hot(classes, logits.shape[2]).to(logits.dtype) * (assigned >= 0)[..., None]
+    loss = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0, reduction="none")
+    return (loss * (assigned != -2)[..., None]).sum()
+
+
 def upsample_eager(x: Tensor, add: Tensor | None) -> Tensor:
     """F.interpolate, and the sum."""
     out = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -59,7 +69,11 @@ def compiled(function: Callable[..., Any], dynamic: bool = False) -> Callable[..
 
 
 def in_direction(
-    name: str, direction: str, forward: Callable[[], Tensor], leaf: Tensor, grad: Tensor | None = None
+    name: str,
+    direction: str,
+    forward: Callable[[], Tensor],
+    leaf: Tensor | Sequence[Tensor],
+    grad: Tensor | None = None,
 ) -> Rival:
     """A rival that takes the "forward" pass of a graph, its "backward" pass, or "both".
 
@@ -67,19 +81,20 @@ def in_direction(
         name: of the rival.
         direction: which.
         forward: gives the output.
-        leaf: requires grad; its gradient is taken.
+        leaf: requires grad; its gradient is taken. Or a list of such.
         grad: of the output; None for a scalar.
 
     Returns:
-        A rival whose result is (output or None, gradient of `leaf` or None).
+        A rival whose result is (output or None, gradient of `leaf` or None), or a tuple of gradients.
     """
 
-    def backward(out: Tensor) -> tuple[None, Tensor]:
-        return None, torch.autograd.grad(out, leaf, grad)[0]
+    def backward(out: Tensor) -> tuple[None, Any]:
+        grads = torch.autograd.grad(out, leaf, grad)
+        return None, grads[0] if isinstance(leaf, Tensor) else grads
 
-    def both() -> tuple[Tensor, Tensor]:
+    def both() -> tuple[Tensor, Any]:
         out = forward()
-        return out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+        return out.detach(), backward(out)[1]
 
     if direction == "forward":
         return Rival(name, lambda: (forward(), None))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoominnet.data import ResizeGeometry, open_split
-from zoominnet.kernels import AnchorGrid, akdp_mask
+from zoominnet.kernels import AnchorGrid, akdp_mask, max_iou_assign
 from zoominnet.models.anchors import base_anchors
 
 VISDRONE = Path(__file__).resolve().parents[2] / "shared" / "data" / "visdrone-mini"
@@ -53,7 +53,7 @@ class BoxShape:
         return [boxes.to(device) for boxes in image_boxes(self.size, self.images, self.boxes)]
 
 
-TEACHER = (8, 16, 32, 64, 128)
+TEACHER, FINE = (8, 16, 32, 64, 128), (4, 8, 16, 32, 64)
 BOX_SHAPES = {
     "full": {
         "1024 px, 54 boxes": BoxShape(1024, TEACHER, 1, TYPICAL),
@@ -133,6 +133,59 @@ UPSAMPLE_SHAPES = {
         "P3, channels_last": MapShape(2, 9, 8, 8, channels_last=True),
         "P3, bfloat16, channels_last": MapShape(2, 9, 8, 8, dtype=torch.bfloat16, channels_last=True),
         "P5": MapShape(2, 9, 2, 2),
+    },
+}
+
+
+@dataclass(frozen=True)
+class LogitShape:
+    """The class logits of a model's levels, as its head gives them in channels_last, and what their anchors train on.
+
+    Attributes:
+        boxes: the images, their boxes and the levels' anchors.
+        classes: of each anchor.
+        dtype: of the logits.
+    """
+
+    boxes: BoxShape
+    classes: int = 10
+    dtype: torch.dtype = torch.float32
+
+    def levels(self, device: torch.device | str = "cpu") -> list[Tensor]:
+        """[B, A_l, C] each: views of [B, K * C, H, W], around the logit of 0.01 at which a training begins."""
+        generator = torch.Generator().manual_seed(0)
+        result = []
+        for grid in self.boxes.grids():
+            h, w = grid.shape
+            channels = len(grid.base_anchors) * self.classes
+            head = torch.randn(self.boxes.images, channels, h, w, generator=generator) - 4.6
+            head = head.to(device, self.dtype).contiguous(memory_format=torch.channels_last)
+            result.append(head.permute(0, 2, 3, 1).view(self.boxes.images, -1, self.classes))
+        return result
+
+    def assigned(self, device: torch.device | str = "cpu") -> Tensor:
+        """int64[B, A]: each image's anchors by the rule of the models."""
+        return torch.stack(max_iou_assign(self.boxes.grids(), self.boxes.gt_boxes())).to(device)
+
+    def labels(self, device: torch.device | str = "cpu") -> list[Tensor]:
+        """int64[G] of each image."""
+        generator = torch.Generator().manual_seed(1)
+        counts = [len(boxes) for boxes in self.boxes.gt_boxes()]
+        return [torch.randint(self.classes, (count,), generator=generator).to(device) for count in counts]
+
+
+FOCAL_SHAPES = {
+    "full": {
+        "fa, 512 px, 4 images": LogitShape(BoxShape(512, FINE, 4, None)),
+        "fa, 512 px, 4 images, bfloat16": LogitShape(BoxShape(512, FINE, 4, None), dtype=torch.bfloat16),
+        "snet, 256 px, 2 images": LogitShape(BoxShape(256, TEACHER, 2, None)),
+        "snet, 64 px, 1 image": LogitShape(BoxShape(64, TEACHER[:2], 1, 3)),
+    },
+    "tiny": {
+        "fa, 512 px, 4 images": LogitShape(BoxShape(64, FINE[:3], 2, None), classes=3),
+        "fa, 512 px, 4 images, bfloat16": LogitShape(BoxShape(64, FINE[:3], 2, None), 3, torch.bfloat16),
+        "snet, 256 px, 2 images": LogitShape(BoxShape(64, TEACHER[:2], 2, None), classes=3),
+        "snet, 64 px, 1 image": LogitShape(BoxShape(32, TEACHER[:1], 1, 2)),
     },
 }
 
@@ -257,6 +310,12 @@ def main() -> None:
         print(
             f"{name}: masked {mask.float().mean():.1%} of the positions, {cells.float().mean():.1%} of the student's"
             f" cells, {groups.mean():.1%} of its groups of 8"
+        )
+    for name, logits in FOCAL_SHAPES["full"].items():
+        assigned = logits.assigned()
+        print(
+            f"{name}: {assigned.numel():,} anchors, {(assigned >= 0).float().mean():.2%} of them of a box,"
+            f" {(assigned == -2).float().mean():.2%} ignored"
         )
 
 

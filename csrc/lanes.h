@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common.h"
+#include "host_device.h"
 
 #define ZOOMINNET_INLINE inline __attribute__((always_inline))
 
@@ -99,15 +100,6 @@ ZOOMINNET_INLINE Lanes<To> convert_lanes(const T& lanes) {
 // What comparing lanes of T gives: integers of that size, -1 for true and 0 for false.
 template <class T>
 using LaneMask = decltype(Lanes<T>{} < Lanes<T>{});
-
-// The same bits as another type.
-template <class To, class T>
-ZOOMINNET_INLINE To cast_bits(const T& from) {
-  static_assert(sizeof(To) == sizeof(T));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
 
 // Into the second-level cache: data that the processor would not foresee, or not early enough. The address need not
 // exist.

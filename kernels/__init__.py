@@ -1,4 +1,4 @@
-"""ZoomInNet's kernels: anchor masks, matching, the distillation loss and upsampling, for any PyTorch code.
+"""ZoomInNet's kernels: anchor masks, matching, distillation and focal loss, upsampling, for any PyTorch code.
 
 Each function is a registered operator with gradients and works under ``torch.compile(fullgraph=True)`` and autocast.
 Its `backend` is "auto" or a name of :func:`available_backends`; a named backend runs or raises, and never turns into
@@ -16,6 +16,7 @@ from .akdp_mask import AkdpStats, akdp_mask, akdp_stats
 from .anchor_grid import AnchorGrid
 from .max_iou_assign import max_iou_assign
 from .pa_l2_loss import pa_l2_loss
+from .sigmoid_focal_loss import sigmoid_focal_loss
 from .upsample_nearest2x import upsample_nearest2x
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "choose_backend",
     "max_iou_assign",
     "pa_l2_loss",
+    "sigmoid_focal_loss",
     "upsample_nearest2x",
 ]

@@ -10,7 +10,7 @@ import torch
 from ._extension import library_state
 from ._triton_state import triton_state
 
-OPERATIONS = ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x")
+OPERATIONS = ("akdp_mask", "max_iou_assign", "pa_l2_loss", "sigmoid_focal_loss", "upsample_nearest2x")
 BACKENDS = ("reference", "triton", "native")
 
 # From fastest to slowest, by the time of forward and backward together, on the shapes of benchmarks/shapes.py: medians

@@ -43,6 +43,12 @@ SCHEMAS: dict[str, str] = {
     # grad_out: of the loss; result: as student
     "pa_l2_loss_backward": "(Tensor grad_out, Tensor student, Tensor teacher, Tensor mask, Tensor count,"
     " bool channel_mean) -> Tensor",
+    # logits: of each level [B, A_l, C]; assigned: int64[B, A]; labels: int64[B, G], with -1 where an image has fewer
+    # boxes than another; result: float32 or float64 scalar
+    "sigmoid_focal_loss": "(Tensor[] logits, Tensor assigned, Tensor labels, float alpha, float gamma) -> Tensor",
+    # grad_out: of the loss; result: as logits
+    "sigmoid_focal_loss_backward": "(Tensor grad_out, Tensor[] logits, Tensor assigned, Tensor labels, float alpha,"
+    " float gamma) -> Tensor[]",
     # x [B, C, H, W], add and result [B, C, 2H, 2W]
     "upsample_nearest2x": "(Tensor x, Tensor? add) -> Tensor",
     # grad_out [B, C, 2H, 2W], result [B, C, H, W]

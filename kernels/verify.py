@@ -7,8 +7,8 @@
 
 Every call of a fast operator, in the forward and the backward pass, is repeated by the reference on the very tensors
 that it got, with their dtypes and layouts; the program goes on with the fast operator's results. What must be equal is
-said in each `reference.py`: masks but for rounding at the threshold, lambda but for rounding, the sum of the loss but
-for its order, and everything else bit for bit.
+said in each `reference.py`: masks but for rounding at the threshold, lambda but for rounding, the sum of a loss but for
+its order, the terms of the focal loss and its gradient but for rounding, and everything else bit for bit.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._iou import iou_chunks, sanitize
@@ -34,7 +35,10 @@ THRESHOLD_BAND_ULPS = 4
 """The lambda's tolerance moves a float32 threshold by at most one unit in the last place, rounding it by another."""
 LOSS_TOLERANCE_ULPS = 32
 """The loss sums squares, so its relative error is at most the depth of its sum (about 10 for runs of 1024) times two
-backends, and a few roundings of each term."""
+backends, and a few roundings of each term. The focal loss adds up positive terms as well, each known to 8 units."""
+FOCAL_POWER_ULPS = 800
+"""For each unit of a focal loss's gamma that is not 2: by float64's backends p^gamma is exp(gamma * log p), and -log p is
+at most 708, where p is a normal number."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,12 @@ class KernelVerifier(TorchDispatchMode):
         self, operation: str, name: str, args: tuple[Any, ...], got: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     ) -> None:
         self.calls[name] += 1
-        shapes = ", ".join(str(list(arg.shape)) for arg in args if isinstance(arg, Tensor))
+        shapes = ", ".join(str(list(arg.shape)) for arg in pytree.tree_leaves(args) if isinstance(arg, Tensor))
         if operation.startswith("akdp_mask"):
             differences, flips = _compare_masks(args, got, expected)
             self.flips += flips
         else:
-            differences = _COMPARISONS[operation](got, expected)
+            differences = _COMPARISONS[operation](args, got, expected)
         for output, value, tolerance in differences:
             difference = Difference(name, output, value, tolerance, shapes)
             if difference.excessive:
@@ -115,12 +119,13 @@ class KernelVerifier(TorchDispatchMode):
                 self.greatest[name, output] = difference
 
 
+_Arguments = tuple[Any, ...]
 _Differences = list[tuple[str, float, float]]
 """Output, greatest difference, tolerance."""
 
 
 def _as_tuple(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
+    return tuple(result) if isinstance(result, list | tuple) else (result,)
 
 
 def _absolute(got: Tensor, expected: Tensor) -> float:
@@ -134,13 +139,18 @@ def _absolute(got: Tensor, expected: Tensor) -> float:
     return (got - expected).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(equal, 0).max().item()
 
 
-def _relative(got: Tensor, expected: Tensor) -> float:
-    """Greatest difference in units of the expected values; 0 / 0 is 0."""
+def _relative(got: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+    """Greatest difference in units of the expected values, or of `floor` where they are less; 0 / 0 is 0."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return math.inf
     got, expected = got.double(), expected.double()
     equal = (got == expected) | (got.isnan() & expected.isnan())
-    ratio = ((got - expected) / expected).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(equal, 0)
+    ratio = (
+        ((got - expected) / expected.abs().clamp(min=floor))
+        .abs()
+        .nan_to_num(nan=math.inf, posinf=math.inf)
+        .masked_fill(equal, 0)
+    )
     return ratio.max().item() if ratio.numel() else 0.0
 
 
@@ -151,11 +161,11 @@ def _unequal(got: Tensor, expected: Tensor) -> float:
     return float((got != expected).sum())
 
 
-def _compare_assignments(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Differences:
+def _compare_assignments(_: _Arguments, got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Differences:
     return [("assignment (number of anchors)", _unequal(got[0], expected[0]), 0.0)]
 
 
-def _compare_losses(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Differences:
+def _compare_losses(_: _Arguments, got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Differences:
     tolerance = LOSS_TOLERANCE_ULPS * torch.finfo(expected[0].dtype).eps
     return [
         ("loss (relative)", _relative(got[0], expected[0]), tolerance),
@@ -163,8 +173,29 @@ def _compare_losses(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _D
     ]
 
 
-def _compare_exactly(output: str) -> Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], _Differences]:
-    return lambda got, expected: [(output, _absolute(got[0], expected[0]), 0.0)]
+def _compare_exactly(output: str) -> Callable[[_Arguments, tuple[Tensor, ...], tuple[Tensor, ...]], _Differences]:
+    return lambda _, got, expected: [(output, _absolute(got[0], expected[0]), 0.0)]
+
+
+def _focal_tolerance(args: _Arguments, dtype: torch.dtype) -> float:
+    gamma = args[-1]
+    return (LOSS_TOLERANCE_ULPS + (0 if gamma == 2 else FOCAL_POWER_ULPS * gamma)) * torch.finfo(dtype).eps
+
+
+def _compare_focal_losses(args: _Arguments, got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Differences:
+    return [("loss (relative)", _relative(got[0], expected[0]), _focal_tolerance(args, expected[0].dtype))]
+
+
+def _compare_focal_gradients(args: _Arguments, got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Differences:
+    computed = torch.finfo(args[0].dtype)
+    differences = []
+    for level, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+        stored = torch.finfo(theirs.dtype)
+        # Below, numbers are too coarse for a relative error.
+        floor = max(stored.smallest_normal, computed.smallest_normal / computed.eps)
+        tolerance = _focal_tolerance(args, args[0].dtype) + (stored.eps if stored.bits < computed.bits else 0)
+        differences.append((f"gradient of level {level} (relative)", _relative(ours, theirs, floor), tolerance))
+    return differences
 
 
 _COMPARISONS = {
@@ -172,6 +203,8 @@ _COMPARISONS = {
     "max_iou_assign_dense": _compare_assignments,
     "pa_l2_loss": _compare_losses,
     "pa_l2_loss_backward": _compare_exactly("gradient"),
+    "sigmoid_focal_loss": _compare_focal_losses,
+    "sigmoid_focal_loss_backward": _compare_focal_gradients,
     "upsample_nearest2x": _compare_exactly("map"),
     "upsample_nearest2x_backward": _compare_exactly("gradient"),
 }

@@ -61,7 +61,7 @@ def spoil_operator() -> Iterator[Callable[[str, Spoil], None]]:
 
         def wrong(*args: Any) -> Any:
             results = reference(*args)
-            spoil(results if isinstance(results, tuple) else (results,))
+            spoil(tuple(results) if isinstance(results, list | tuple) else (results,))
             return results
 
         library = torch.library.Library("zoominnet", "IMPL")

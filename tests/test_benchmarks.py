@@ -287,6 +287,7 @@ def other_cell(masks):
 broken("akdp_mask", other_cell)
 broken("max_iou_assign", lambda images: [*images[:-1], images[-1] + (images[-1] == 0)])
 broken("pa_l2_loss", lambda loss: loss * 1.0001)
+broken("sigmoid_focal_loss", lambda loss: loss * 1.0001)
 broken("upsample_nearest2x", lambda out: out + 1e-4)
 """
 
@@ -298,11 +299,11 @@ def test_a_wrong_kernel_fails(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(f'WRONG = "native"\n{BREAK}')
     files = [f"benchmarks/bench_{operation}.py" for operation in OPERATIONS]
     done = run_benchmarks(
-        *files, "-p", "broken", "--benchmark-disable", "-k", "54 or P7-both or P5", PYTHONPATH=str(tmp_path)
+        *files, "-p", "broken", "--benchmark-disable", "-k", "54 or P7-both or P5 or 64", PYTHONPATH=str(tmp_path)
     )
     assert done.returncode == 1
     told = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    assert [sum(operation in line for line in told) for operation in OPERATIONS] == [2, 2, 1, 1]
+    assert [sum(operation in line for line in told) for operation in OPERATIONS] == [2, 2, 1, 1, 1]
     assert " passed" not in done.stdout
     for message in ("cells of the mask are wrong", "anchors are assigned wrongly", "native: loss", "native: output"):
         assert message in done.stdout

@@ -506,9 +506,24 @@ def test_the_exercise_makes_blocks_take_second_turns(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         exercise, "upsample_nearest2x", lambda x, *_, **__: x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     )
-    for _, run in (*exercise.anchor_cases(), *exercise.map_cases()):
+
+    def focal(levels: list[torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+        for level in levels:
+            pack = 4 if level.is_contiguous() and level[0].numel() % 4 == 0 and level.data_ptr() % 16 == 0 else 1
+            most[f"logits in packs of {pack}"] = max(most[f"logits in packs of {pack}"], level.numel() // pack)
+        return sum(level.sum() for level in levels)
+
+    monkeypatch.setattr(exercise, "sigmoid_focal_loss", focal)
+    for _, run in (*exercise.anchor_cases(), *exercise.map_cases(), *exercise.focal_cases()):
         run("any", "cpu")
     assert most["boxes"] > 128
     assert most["images"] > 256
     assert most["anchors under a box"] > 128 * 128
-    assert all(most[what] > 2048 * 128 for what in ("columns in packs of 1", "columns in packs of 4", "channels"))
+    summed = (
+        "columns in packs of 1",
+        "columns in packs of 4",
+        "channels",
+        "logits in packs of 1",
+        "logits in packs of 4",
+    )
+    assert all(most[what] > 2048 * 128 for what in summed)

@@ -81,6 +81,8 @@ def test_fast_kernels_train_as_the_reference_does(
         ("max_iou_assign", "assignment (number of anchors) differs by"),
         ("pa_l2_loss", "loss (relative) differs by 0.01, tolerance 3.81e-06"),
         ("pa_l2_loss_backward", "gradient differs by"),
+        ("sigmoid_focal_loss", "loss (relative) differs by 0.01, tolerance 3.81e-06"),
+        ("sigmoid_focal_loss_backward", "gradient of level 0 (relative) differs by"),
         ("upsample_nearest2x", "map differs by"),
         ("upsample_nearest2x_backward", "gradient differs by"),
     ],

@@ -6,10 +6,12 @@ paper. :func:`iou_float32` instead repeats the documented roundings in numpy, to
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 
 import numpy as np
 import torch
@@ -145,6 +147,32 @@ def naive_pa_l2(student: Tensor, teacher: Tensor, mask: Tensor, channel_reductio
         terms += (difference**2).tolist()
         grad[b, :, i // step, j // step] += 2 * difference / divisor
     return math.fsum(terms) / max(divisor, 1), grad
+
+
+def naive_focal(
+    logits: Tensor, assigned: Tensor, labels: Sequence[Tensor], alpha: float = 0.25, gamma: float = 2.0
+) -> tuple[float, Tensor]:
+    """Sum of the focal loss over anchors and classes, and its gradient (float64), term by term in 200 decimal digits.
+
+    The derivative is a difference quotient: nothing of the formula of the gradient is in it.
+    """
+
+    def term(x: Decimal, mine: bool) -> Decimal:
+        p = 1 / (1 + (-x).exp())
+        if mine:
+            return -Decimal(alpha) * (1 - p) ** Decimal(gamma) * p.ln()
+        return -Decimal(1 - alpha) * p ** Decimal(gamma) * (1 - p).ln()
+
+    grad = torch.zeros(logits.shape, dtype=torch.float64)
+    total, step = Decimal(0), Decimal("1e-60")
+    with localcontext() as context:
+        context.prec = 200
+        for b, a, c in itertools.product(*map(range, logits.shape)):
+            if (index := int(assigned[b, a])) != -2:
+                mine, x = index >= 0 and int(labels[b][index]) == c, Decimal(float(logits[b, a, c]))
+                total += term(x, mine)
+                grad[b, a, c] = float((term(x + step, mine) - term(x - step, mine)) / (2 * step))
+    return float(total), grad.to(logits.device)
 
 
 def pyramid(sizes: Sequence[tuple[int, int]], anchors: int = 3, dtype: torch.dtype = torch.float32) -> list[AnchorGrid]:

@@ -9,7 +9,7 @@ from kernel_oracles import pyramid, random_boxes
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from zoominnet.kernels import akdp_mask, akdp_stats, max_iou_assign, pa_l2_loss, upsample_nearest2x
+from zoominnet.kernels import akdp_mask, akdp_stats, max_iou_assign, pa_l2_loss, sigmoid_focal_loss, upsample_nearest2x
 
 
 def results() -> list[Tensor]:
@@ -41,6 +41,13 @@ def results() -> list[Tensor]:
             for add in (large, None):
                 out = upsample_nearest2x(small, add, backend="native")
                 found += [out, torch.autograd.grad(out, small, large)]
+        logits = (features(40, 21).flatten(1, 2) * 4).to(dtype).requires_grad_()  # [2, 960, 21]
+        assigned = torch.randint(-2, 3, (2, 960), generator=generator)
+        for gamma in (2.0, 1.5):
+            for view in (logits, logits.transpose(0, 1).contiguous().transpose(0, 1)):
+                labels = [torch.tensor([0, 20, 3])] * 2
+                loss = sigmoid_focal_loss(view, assigned, labels, gamma=gamma, backend="native")
+                found += [loss, torch.autograd.grad(loss, logits)]
     return [leaf.detach() for leaf in pytree.tree_leaves(found)]
 
 

@@ -31,7 +31,7 @@ COMPILERS = [
     subprocess.run(["g++", "-v"], capture_output=True, text=True, check=False).stderr if shutil.which("g++") else "",
 ]
 """What the results are made with, beside the commands: a new one makes them anew."""
-PACKED_KERNELS = {"pa_l2_loss": 12, "upsample_nearest2x": 12}
+PACKED_KERNELS = {"pa_l2_loss": 12, "sigmoid_focal_loss": 6, "upsample_nearest2x": 12}
 """How many kernels of an operation write maps in packs, each pack in one instruction."""
 
 
@@ -181,7 +181,7 @@ def test_kernels_on_the_cpu(library_folder: Path) -> None:
         )
 
     with ThreadPoolExecutor() as pool:
-        # With three blocks each has several tasks, far apart. The loss counts its blocks and must get them all.
+        # With three blocks each has several tasks, far apart. The losses count their blocks and must get them all.
         in_turns = pool.submit(test, f"not pa_l2_loss and ({few})", ZOOMINNET_EMULATED_BLOCKS="3")
         told = test(" and ".join(f"not {name}" for name in left_out))
     assert "passed" in in_turns.result()

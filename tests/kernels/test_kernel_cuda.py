@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
-from zoominnet.kernels import AnchorGrid, akdp_mask, available_backends, max_iou_assign, pa_l2_loss, upsample_nearest2x
+from zoominnet.kernels import (
+    AnchorGrid,
+    akdp_mask,
+    available_backends,
+    max_iou_assign,
+    pa_l2_loss,
+    sigmoid_focal_loss,
+    upsample_nearest2x,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,6 +67,17 @@ def prepare(operation: str, backend: str, device: str = "cuda") -> Call:
         function = akdp_mask if operation == "akdp_mask" else max_iou_assign
         return Call(images, lambda images: list(function(grids, images, backend=backend)))
     generator = torch.Generator().manual_seed(0)
+    if operation == "sigmoid_focal_loss":
+        levels = [torch.randn(3, a, 10, generator=generator).to(device) for a in (9000, 100)]
+        assigned = torch.randint(-2, 5, (3, 9100), generator=generator).to(device)
+        labels = [torch.randint(10, (5 + b,), generator=generator).to(device) for b in range(3)]
+
+        def classify(inputs: list[Tensor]) -> list[Tensor]:
+            leaves = [level.detach().requires_grad_() for level in inputs[:2]]
+            loss = sigmoid_focal_loss(leaves, inputs[2], inputs[3:], backend=backend)
+            return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+        return Call([*levels, assigned, *labels], classify)
     student, teacher = (torch.randn(2, 16, 24 * n, 32 * n, generator=generator).to(device) for n in (1, 2))
     mask = (torch.rand(2, 48, 64, generator=generator) < 0.3).to(device)
 
@@ -153,10 +173,10 @@ def test_second_device(operation: str, backend: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize("name", ["akdp_mask", "pa_l2_loss"])
+@pytest.mark.parametrize("name", ["akdp_mask", "pa_l2_loss", "sigmoid_focal_loss"])
 def test_native_operators_refuse_tensors_of_two_devices(name: str) -> None:
     sample = pytree.tree_map(lambda x: x.cuda() if isinstance(x, Tensor) else x, operator_samples()[name][0])
-    at = 1 if name == "pa_l2_loss" else 2  # the teacher, or the base anchors
+    at = 1 if name == "pa_l2_loss" else 2  # the teacher; the base anchors, or the labels
     elsewhere = pytree.tree_map(lambda x: x.to("cuda:1"), sample[at])
     sample = (*sample[:at], elsewhere, *sample[at + 1 :])
     with pytest.raises(RuntimeError, match="must be on the device of"):
@@ -211,6 +231,23 @@ def test_loss_beyond_32_bits(backend: str) -> None:
     loss.backward()
     assert student.grad.count_nonzero().item() == 4 * 32
     assert (student.grad[256, :, 255, 255] == -1).all()  # 2 * (0 - 2) / 4
+
+
+@large
+@pytest.mark.parametrize("backend", [backend for operation, backend in FAST if operation == "sigmoid_focal_loss"])
+def test_focal_loss_beyond_32_bits(backend: str) -> None:
+    # 2^31 + 2^24 logits, each nearly certain that there is nothing but in the first and the last anchor, with log(2) / 4.
+    logits = torch.full((257, 1 << 20, 8), -1e4, dtype=torch.float16, device="cuda")
+    assigned = torch.full((257, 1 << 20), -1, device="cuda")
+    for b, a in ((0, 0), (256, -1)):
+        logits[b, a], assigned[b, a] = 0, 0
+    labels = [torch.tensor([7], device="cuda")] * 257
+    loss = sigmoid_focal_loss(logits.requires_grad_(), assigned, labels, backend=backend)
+    assert loss.item() == pytest.approx(2 * (7 * 0.75 + 0.25) * math.log(2) / 4, rel=1e-6)
+    loss.backward()
+    assert sum(int(grad.count_nonzero()) for grad in logits.grad) == 16
+    for b, a in ((0, 0), (256, -1)):
+        assert logits.grad[b, a].sign().tolist() == [1] * 7 + [-1]
 
 
 @large

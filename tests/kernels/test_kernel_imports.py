@@ -42,7 +42,9 @@ def test_top_level_name_is_refused(code: str) -> None:
     assert "ImportError: these kernels are imported as zoominnet.kernels, not as kernels" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x"])
+@pytest.mark.parametrize(
+    "name", ["akdp_mask", "max_iou_assign", "pa_l2_loss", "sigmoid_focal_loss", "upsample_nearest2x"]
+)
 def test_functions_cover_their_packages(name: str) -> None:
     function = getattr(zoominnet.kernels, name)
     assert function is getattr(sys.modules[f"zoominnet.kernels.{name}"], name)

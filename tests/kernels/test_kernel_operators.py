@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from zoominnet.kernels import (
     available_backends,
     max_iou_assign,
     pa_l2_loss,
+    sigmoid_focal_loss,
     upsample_nearest2x,
 )
 
@@ -30,6 +32,7 @@ FUNCTIONS = {
     "akdp_mask": akdp_mask,
     "max_iou_assign": max_iou_assign,
     "pa_l2_loss": pa_l2_loss,
+    "sigmoid_focal_loss": sigmoid_focal_loss,
     "upsample_nearest2x": upsample_nearest2x,
 }
 BUILT = [
@@ -46,6 +49,8 @@ def operator_samples() -> dict[str, list[tuple[Any, ...]]]:
     channels_last = student.to(memory_format=torch.channels_last)
     tracked, tracked_teacher = student.clone().requires_grad_(), teacher.clone().requires_grad_()
     one, count = torch.tensor(1.0), mask.sum()
+    levels = [torch.randn(2, a, 3, requires_grad=True) for a in (5, 4)]
+    assigned, labels = torch.tensor([[0, 1, -1, -2, -1, 1, 0, -2, -1]] * 2), torch.tensor([[0, 2, 1], [1, 1, -1]])
     return {
         "akdp_mask": [
             (boxes, counts, *grids, 0, 0.0, False),
@@ -66,6 +71,24 @@ def operator_samples() -> dict[str, list[tuple[Any, ...]]]:
             (one, student, teacher, mask, count, False),
             (one, channels_last, teacher, mask, count, True),
             (one, student.bfloat16(), student.bfloat16(), mask[:, ::2, ::2], count, False),
+        ],
+        "sigmoid_focal_loss": [
+            (levels, assigned, labels, 0.25, 2.0),
+            ([levels[0].detach().bfloat16(), levels[1].detach().bfloat16()], assigned, labels, 0.5, 1.5),
+            ([levels[0].detach().double().requires_grad_()], assigned[:, :5], labels, 1.0, 0.0),
+            ([levels[0][:0].detach()], assigned[:0, :5], labels[:0], 0.25, 2.0),
+        ],
+        "sigmoid_focal_loss_backward": [
+            (one, [level.detach() for level in levels], assigned, labels, 0.25, 2.0),
+            (
+                one,
+                [levels[0].detach().half().transpose(0, 1).contiguous().transpose(0, 1)],
+                assigned[:, :5],
+                labels,
+                0.25,
+                3.0,
+            ),
+            (one, [levels[0][:, :0].detach()], assigned[:, :0], labels[:, :0], 0.25, 2.0),
         ],
         "upsample_nearest2x": [
             (tracked, tracked_teacher),
@@ -165,9 +188,18 @@ def upsample_step(x: Tensor, add: Tensor, mask: Tensor, backend: str) -> Tensor:
     return (upsample_nearest2x(x, add, backend=backend) + upsample_nearest2x(x, backend=backend)) * mask[:, None]
 
 
+def focal_step(logits: Tensor, other: Tensor, mask: Tensor, backend: str) -> Tensor:
+    b, c = logits.shape[:2]
+    levels = [x.flatten(2).transpose(1, 2) for x in (logits, other)]  # [B, h * w, C], in every stride
+    assigned = torch.cat([torch.where(mask[:, ::2, ::2], 1, -1).flatten(1), torch.where(mask, 0, -2).flatten(1)], 1)
+    labels = [torch.arange(image % 2 + 2, device=logits.device) % c for image in range(b)]
+    return sigmoid_focal_loss(levels, assigned, labels, backend=backend) * 2
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
-    ("operation", "function"), [("pa_l2_loss", distill_step), ("upsample_nearest2x", upsample_step)]
+    ("operation", "function"),
+    [("pa_l2_loss", distill_step), ("sigmoid_focal_loss", focal_step), ("upsample_nearest2x", upsample_step)],
 )
 def test_compiled_gradients(operation: str, function: Callable[..., Tensor], dynamic: bool) -> None:
     for backend in (built for op, built in BUILT if op == operation):
@@ -196,7 +228,13 @@ def test_inductor() -> None:
     def upsample(student: Tensor, teacher: Tensor, boxes: Tensor) -> Tensor:
         return upsample_nearest2x(student, teacher)
 
-    for step in (distill, upsample):
+    assigned, labels = torch.tensor([[0, -1, 2, -2]] * 3), torch.tensor([[4, 0, 1]] * 3)
+
+    def focal(student: Tensor, teacher: Tensor, boxes: Tensor) -> Tensor:
+        # Not the public function, which pads labels.
+        return torch.ops.zoominnet.sigmoid_focal_loss_reference([student[0]], assigned, labels, 0.25, 2.0)
+
+    for step in (distill, focal, upsample):
         out, expected = (f(student, teacher, boxes) for f in (torch.compile(step, fullgraph=True), step))
         assert torch.equal(out, expected)
         grads = [torch.autograd.grad(result, student, torch.ones_like(result))[0] for result in (out, expected)]
@@ -212,10 +250,11 @@ def test_autocast(dtype: torch.dtype) -> None:
         top_down = upsample_nearest2x(feature[:, :, ::2, ::2], feature)
         loss = pa_l2_loss(feature, torch.zeros_like(feature), akdp_mask(grid, [boxes, boxes]))
         stats = akdp_stats(grid, boxes)
+        focal = sigmoid_focal_loss(feature.flatten(2), torch.full((2, 8), -1), [boxes[:0, 0].long()] * 2)
     assert feature.dtype == top_down.dtype == dtype
-    assert loss.dtype == torch.float32
+    assert loss.dtype == focal.dtype == torch.float32
     assert (stats.lam.dtype, stats.max_iou.dtype) == (torch.float64, torch.float32)
-    (loss + top_down.float().sum()).backward()
+    (loss + focal + top_down.float().sum()).backward()
     assert convolution.weight.grad.dtype == torch.float32
     assert torch.isfinite(convolution.weight.grad).all()
 
@@ -227,6 +266,8 @@ def test_meta_tensors() -> None:
     student, teacher = torch.zeros(2, 3, 4, 5, device="meta"), torch.zeros(2, 3, 8, 10, device="meta")
     assert pa_l2_loss(student, teacher, torch.zeros(2, 8, 10, dtype=torch.bool, device="meta")).shape == ()
     assert upsample_nearest2x(student, teacher).shape == (2, 3, 8, 10)
+    assigned, labels = torch.zeros(2, 9, dtype=torch.int64, device="meta"), boxes[:, 0].long()
+    assert sigmoid_focal_loss(torch.zeros(2, 9, 4, device="meta"), assigned, [labels, labels[:1]]).shape == ()
 
 
 def small_call(operation: str, backend: str) -> None:
@@ -236,6 +277,9 @@ def small_call(operation: str, backend: str) -> None:
     elif operation == "pa_l2_loss":
         zeros = torch.zeros(1, 1, 1, 1)
         pa_l2_loss(zeros, zeros, torch.zeros(1, 1, 1, dtype=torch.bool), backend=backend)
+    elif operation == "sigmoid_focal_loss":
+        index = torch.zeros(1, 1, dtype=torch.int64)
+        sigmoid_focal_loss(torch.zeros(1, 1, 1), index, [index[0]], backend=backend)
     else:
         upsample_nearest2x(torch.zeros(1, 1, 1, 1), backend=backend)
 
@@ -280,9 +324,15 @@ def test_automatic_choice_is_logged_once(operation: str, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    "module", ["anchor_grid", "akdp_mask.op", "max_iou_assign.op", "pa_l2_loss.op", "upsample_nearest2x.op"]
+    "module",
+    [
+        *("anchor_grid", "akdp_mask.op", "max_iou_assign.op", "pa_l2_loss.op", "sigmoid_focal_loss.op"),
+        "upsample_nearest2x.op",
+    ],
 )
 def test_documented_examples(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"zoominnet.kernels.{module}"), extraglobs={"torch": torch})
+    result = doctest.testmod(
+        importlib.import_module(f"zoominnet.kernels.{module}"), extraglobs={"torch": torch, "math": math}
+    )
     assert result.attempted
     assert not result.failed

@@ -14,6 +14,7 @@ from zoominnet.kernels import (
     available_backends,
     max_iou_assign,
     pa_l2_loss,
+    sigmoid_focal_loss,
     upsample_nearest2x,
 )
 
@@ -25,7 +26,7 @@ FAST = {
         for backend, state in available_backends(device)[operation].items()
         if state == "ok" and backend != "reference"
     ]
-    for operation in ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x")
+    for operation in ("akdp_mask", "max_iou_assign", "pa_l2_loss", "sigmoid_focal_loss", "upsample_nearest2x")
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # (C, h, w): packs of 4 and 8 values along rows and channels; along one of them; along neither; packs of channels that are
@@ -80,6 +81,38 @@ def test_loss_of_more_cells_than_threads(size: tuple[int, int, int], layout: str
     loss = pa_l2_loss(student, teacher, mask, backend=backend)
     # The terms are positive; most are added in float64.
     assert loss.item() == pytest.approx(exact.item(), rel=8 * torch.finfo(torch.float32).eps, abs=0)
+
+
+# Classes that a pack or a group of eight holds whole, that lie across them, more than one; more anchors than one step or
+# piece takes, and less than one.
+@pytest.mark.parametrize(("backend", "place"), FAST["sigmoid_focal_loss"])
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("c", "anchors"), [(1, (9000, 8)), (8, (1100, 3)), (10, (1000, 16, 4)), (3, (8,)), (80, (120,))]
+)
+def test_focal_loss(
+    c: int, anchors: tuple[int, ...], dtype: torch.dtype, gamma: float, backend: str, place: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(2, a, c, generator=generator, dtype=torch.float64).mul_(3).to(place, dtype) for a in anchors]
+    assigned = torch.randint(-60, 3, (2, sum(anchors)), generator=generator)  # runs of background, and all kinds
+    assigned = assigned.where(assigned >= -2, -1).to(place)
+    labels = [torch.randint(c, (3,), generator=generator).to(place) for _ in range(2)]
+    results = []
+    for name in ("reference", backend):
+        leaves = [level.clone().requires_grad_() for level in levels]
+        loss = sigmoid_focal_loss(leaves, assigned, labels, gamma=gamma, backend=name)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    eps = torch.finfo(results[0][0].dtype).eps
+    # Each side has terms of 8 units, and with a power some more (reference.py); logits are within 15 here.
+    rtol = 16 * eps if gamma == 2 else (16 + 2 * gamma * 17) * eps
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=rtol, atol=0)
+    info = torch.finfo(dtype)
+    for got, expected in zip(results[1][1:], results[0][1:], strict=True):
+        rounded = info.eps if info.bits == 16 else 0
+        torch.testing.assert_close(got, expected, rtol=rtol + rounded, atol=info.smallest_normal * info.eps)
+        assert got.stride() == expected.stride()
 
 
 @pytest.mark.parametrize(("backend", "place"), FAST["upsample_nearest2x"])

@@ -24,6 +24,7 @@ from zoominnet.kernels import (
     available_backends,
     max_iou_assign,
     pa_l2_loss,
+    sigmoid_focal_loss,
     upsample_nearest2x,
 )
 
@@ -178,6 +179,26 @@ def test_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(map(torch.equal, *grads))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES])
+@pytest.mark.parametrize("c", [1, 3, 7, 8, 9, 31])
+def test_offsets_and_odd_numbers_of_classes(c: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(c)
+    assigned = torch.tensor([[-1, -1, 0, -1, -2, 1, -1, -1, -1, -2, -2, 0, -1]])
+    logits = torch.randn(1, 13, c, generator=generator).mul_(3).to(dtype)
+    labels = [torch.tensor([c - 1, c // 2])]
+    for offset in range(8):
+        results = []
+        for backend in BACKENDS:
+            leaf = at_offset(logits, offset).requires_grad_()
+            loss = sigmoid_focal_loss(leaf, at_offset(assigned, offset), labels, backend=backend)
+            results.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+        info = torch.finfo(dtype)
+        rtol = 16 * torch.finfo(results[0][0].dtype).eps  # terms of 8 units on both sides
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=rtol, atol=0)
+        rounded = info.eps if info.bits == 16 else 0
+        torch.testing.assert_close(results[0][1], results[1][1], rtol=rtol + rounded, atol=info.smallest_normal)
+
+
 def test_threads_and_repeats_give_the_same_bits() -> None:
     threads = torch.get_num_threads()
     try:
@@ -226,9 +247,42 @@ def test_memory_of_2000_boxes() -> None:
     assert all(float(mebibytes) < 8 for mebibytes in done.stdout.split())
 
 
+FOCAL_MEMORY = """
+import resource, sys, torch
+from zoominnet.kernels import sigmoid_focal_loss
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def run(anchors):
+    levels = [torch.randn(2, anchors, 10, requires_grad=True) for _ in range(2)]
+    before = peak()
+    loss = sigmoid_focal_loss(levels, torch.full((2, 2 * anchors), -1), [torch.zeros(0).long()] * 2, backend=sys.argv[1])
+    forward = peak()
+    loss.backward()
+    return forward - before, peak() - before
+
+run(100)
+print(*run(2**18))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory in KiB")
+@pytest.mark.parametrize(("backend", "more"), [("native", 6), ("reference", 80)])
+def test_memory_of_the_focal_loss(backend: str, more: float) -> None:
+    # 40 MiB of logits: their gradient, 8 MiB of int64 for the assignment, which is made within, and next to nothing; of the
+    # reference a chunk's terms and the anchors' classes.
+    command = [sys.executable, "-c", FOCAL_MEMORY, backend]
+    forward, both = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert forward < 8 + more
+    assert both < 40 + 8 + more
+
+
 BOXES, GRID = torch.zeros(3, 4), ([torch.zeros(2, 4)], [4.0, 4.0], [5, 6])
 STUDENT, TEACHER, MASK = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.bool)
 ONE, COUNT = torch.tensor(1.0), torch.tensor(1)
+LEVELS, INDEX = [torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)], torch.zeros(2, 4, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +320,43 @@ ONE, COUNT = torch.tensor(1.0), torch.tensor(1)
         ("pa_l2_loss_backward", (COUNT, STUDENT, TEACHER, MASK, COUNT, False), "grad_out must have the dtype of"),
         ("pa_l2_loss_backward", (ONE[None], STUDENT, TEACHER, MASK, COUNT, False), "grad_out must have 0 dimensions"),
         ("pa_l2_loss_backward", (ONE, STUDENT, TEACHER, MASK, ONE, False), "count must be int64"),
+        ("sigmoid_focal_loss", ([], INDEX, INDEX, 0.25, 2.0), "logits must hold at least one level"),
+        ("sigmoid_focal_loss", ([ONE], INDEX, INDEX, 0.25, 2.0), "logits must have 3 dimensions, got 0"),
+        ("sigmoid_focal_loss", ([*LEVELS, LEVELS[0].half()], INDEX, INDEX, 0.25, 2.0), "the dtype of logits.0."),
+        ("sigmoid_focal_loss", ([*LEVELS, LEVELS[0][:1]], INDEX, INDEX, 0.25, 2.0), "size 2 in dimension 0, got 1"),
+        (
+            "sigmoid_focal_loss",
+            ([*LEVELS, LEVELS[0][..., :1]], INDEX, INDEX, 0.25, 2.0),
+            "size 4 in dimension 2, got 1",
+        ),
+        ("sigmoid_focal_loss", ([LEVELS[0].int()], INDEX[:, :3], INDEX, 0.25, 2.0), "logits must be float32"),
+        ("sigmoid_focal_loss", (LEVELS, INDEX[0], INDEX, 0.25, 2.0), "assigned must have 2 dimensions, got 1"),
+        (
+            "sigmoid_focal_loss",
+            (LEVELS, INDEX[:, :3], INDEX, 0.25, 2.0),
+            "assigned must have size 4 in dimension 1, got 3",
+        ),
+        (
+            "sigmoid_focal_loss",
+            (LEVELS, INDEX[:1], INDEX, 0.25, 2.0),
+            "assigned must have size 2 in dimension 0, got 1",
+        ),
+        ("sigmoid_focal_loss", (LEVELS, INDEX.int(), INDEX, 0.25, 2.0), "assigned must be int64"),
+        ("sigmoid_focal_loss", (LEVELS, INDEX, INDEX[0], 0.25, 2.0), "labels must have 2 dimensions, got 1"),
+        ("sigmoid_focal_loss", (LEVELS, INDEX, INDEX[:1], 0.25, 2.0), "labels must have size 2 in dimension 0, got 1"),
+        ("sigmoid_focal_loss", (LEVELS, INDEX, INDEX.int(), 0.25, 2.0), "labels must be int64"),
+        ("sigmoid_focal_loss", (LEVELS, INDEX, INDEX, 1.25, 2.0), "alpha must be in .0, 1., got 1.25"),
+        (
+            "sigmoid_focal_loss",
+            (LEVELS, INDEX, INDEX, 0.25, math.nan),
+            "gamma must be finite and not negative, got nan",
+        ),
+        ("sigmoid_focal_loss_backward", (COUNT, LEVELS, INDEX, INDEX, 0.25, 2.0), "grad_out must have the dtype of"),
+        (
+            "sigmoid_focal_loss_backward",
+            (ONE[None], LEVELS, INDEX, INDEX, 0.25, 2.0),
+            "grad_out must have 0 dimensions",
+        ),
         ("upsample_nearest2x", (STUDENT[0], None), "x must have 4 dimensions, got 3"),
         ("upsample_nearest2x", (STUDENT.bool(), None), "x must be float32, float64, float16 or bfloat16"),
         ("upsample_nearest2x", (STUDENT, TEACHER.half()), "add must have the dtype of x"),

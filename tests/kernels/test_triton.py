@@ -64,7 +64,7 @@ def test_every_test_of_the_operations_in_the_interpreter(names: tuple[str, ...])
 
 OFFSETS = """
 import torch, triton_interpreter
-from zoominnet.kernels import akdp_mask, max_iou_assign, pa_l2_loss, upsample_nearest2x
+from zoominnet.kernels import akdp_mask, max_iou_assign, pa_l2_loss, sigmoid_focal_loss, upsample_nearest2x
 
 FAR = 2**30 + 5
 
@@ -87,6 +87,17 @@ for dim in range(4):
         loss = pa_l2_loss(student, teacher, mask, backend="triton")
         assert loss.item() == (14 if dim == 1 else 5), (dim, loss)
     assert torch.equal(upsample_nearest2x(far(x, dim), backend="triton"), upsample_nearest2x(x, backend="reference"))
+
+logits, assigned, labels = torch.eye(3)[None].half(), torch.tensor([[0, -1, 0]]), torch.tensor([[2, 0]])
+expected = sigmoid_focal_loss(logits, assigned, list(labels), backend="triton")
+for dim in (1, 2):
+    leaf = far(logits, dim).requires_grad_()
+    assert sigmoid_focal_loss(leaf, assigned, list(labels), backend="triton") == expected
+assert sigmoid_focal_loss(logits, far(assigned, 1), list(labels), backend="triton") == expected
+images = [x.transpose(0, 1) for x in (logits, assigned[..., None], labels[..., None])]  # [3, 1, 3], [3, 1, 1], [2, 1, 1]
+spread = far(images[0], 0), far(images[1], 0)[..., 0], list(labels[:, :1]) * 3
+near = images[0], images[1][..., 0], list(labels[:, :1]) * 3
+assert torch.equal(*(sigmoid_focal_loss(*arguments, backend="triton") for arguments in (spread, near)))
 
 boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0], [0.0, 8.0, 4.0, 12.0]])
 near, distant = boxes.half(), far(boxes.half(), 0)
@@ -156,7 +167,7 @@ def test_compiles_for_gpus(architectures: str, dtypes: str, tmp_path: Path, pyte
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in done.stdout.splitlines()]
     kernels = {name for path in SOURCES for name in jitted_kernels(path)}
-    assert len(kernels) == 12
+    assert len(kernels) == 15
     for architecture in map(int, architectures.split(",")):
         assert {record["kernel"] for record in records if record["arch"] == architecture} == kernels
     for record in records:

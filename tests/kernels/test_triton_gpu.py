@@ -11,7 +11,15 @@ from kernel_oracles import pyramid, random_boxes
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from zoominnet.kernels import AnchorGrid, akdp_mask, akdp_stats, max_iou_assign, pa_l2_loss, upsample_nearest2x
+from zoominnet.kernels import (
+    AnchorGrid,
+    akdp_mask,
+    akdp_stats,
+    max_iou_assign,
+    pa_l2_loss,
+    sigmoid_focal_loss,
+    upsample_nearest2x,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,7 +98,10 @@ def test_inside_a_compiled_program() -> None:
         assigned = max_iou_assign(grids, boxes * 1.0, backend="triton")
         loss = pa_l2_loss(torch.relu(student), teacher, masks[0], backend="triton") * 2
         up = upsample_nearest2x(student + 1, teacher, backend="triton")
-        return loss + up.square().sum(), assigned
+        focal = sigmoid_focal_loss(
+            student.flatten(2), assigned[:16].view(2, 8), [boxes[:, 0].long()] * 2, backend="triton"
+        )
+        return loss + up.square().sum() + focal, assigned
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True)

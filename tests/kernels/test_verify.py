@@ -11,7 +11,15 @@ import torch
 from kernel_oracles import pyramid, random_boxes
 from torch import Tensor
 
-from zoominnet.kernels import akdp_mask, akdp_stats, available_backends, max_iou_assign, pa_l2_loss, upsample_nearest2x
+from zoominnet.kernels import (
+    akdp_mask,
+    akdp_stats,
+    available_backends,
+    max_iou_assign,
+    pa_l2_loss,
+    sigmoid_focal_loss,
+    upsample_nearest2x,
+)
 from zoominnet.kernels.verify import KernelVerifier
 
 pytestmark = pytest.mark.skipif(
@@ -39,6 +47,10 @@ def step(backend: str, dtype: torch.dtype = torch.float32, poison: float = 0.0) 
         pa_l2_loss(student, teacher, large.repeat_interleave(2, 2), channel_reduction="mean", backend=backend),
     ]
     up = upsample_nearest2x(student, teacher, backend=backend)
+    levels = [student.flatten(2), teacher[:, :3].flatten(2)[..., :35]]  # [3, 6, 35] and [3, 3, 35]
+    classes = torch.tensor([[0, -1, -2, 1, -1, 0, 2, -1, -2]] * 3), [torch.tensor([4, 9, 34])] * 3
+    losses.append(sigmoid_focal_loss(levels, *classes, backend=backend))
+    losses.append(sigmoid_focal_loss(levels[1], classes[0][:, 6:], classes[1], gamma=1.5, backend=backend))
     (sum(losses) + up.float().square().sum()).backward()
     return [
         *masks, dense, *(s.lam for s in stats), *(m for s in stats for m in s.max_iou), *assigned, *assigned_dense,
@@ -61,6 +73,8 @@ def test_true_kernels_pass_and_results_stay(dtype: torch.dtype, poison: float) -
         "max_iou_assign_dense_native": 1,
         "pa_l2_loss_native": 2,
         "pa_l2_loss_backward_native": 2,
+        "sigmoid_focal_loss_native": 2,
+        "sigmoid_focal_loss_backward_native": 1,  # the other needs no gradient
         "upsample_nearest2x_native": 1,
         "upsample_nearest2x_backward_native": 1,
     }
@@ -102,6 +116,10 @@ FAULTS: list[tuple[str, str, Callable[[tuple[Tensor, ...]], Any], str]] = [
     ("pa_l2_loss", "count", lambda out: out[1].add_(1), "number of masked positions"),
     ("pa_l2_loss_backward", "one value", lambda out: off_by_one_bit(out[0]), "gradient"),
     ("pa_l2_loss_backward", "NaN", lambda out: out[0][0].fill_(NAN), "gradient"),
+    ("sigmoid_focal_loss", "loss", lambda out: scaled(out[0], 1 + 5e-6), "loss (relative)"),
+    ("sigmoid_focal_loss", "loss NaN", lambda out: out[0].fill_(NAN), "loss (relative)"),
+    ("sigmoid_focal_loss_backward", "one value", lambda out: scaled(out[1][0, 0, :1], 1 + 5e-6), "gradient of level 1"),
+    ("sigmoid_focal_loss_backward", "NaN", lambda out: out[0][2, 0].fill_(NAN), "gradient of level 0"),
     ("upsample_nearest2x", "one value", lambda out: off_by_one_bit(out[0]), "map"),
     ("upsample_nearest2x_backward", "one value", lambda out: off_by_one_bit(out[0]), "gradient"),
 ]

@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction
 from zoominnet.kernels.akdp_mask import triton_impl as akdp
 from zoominnet.kernels.max_iou_assign import triton_impl as assign
 from zoominnet.kernels.pa_l2_loss import triton_impl as pa_l2
+from zoominnet.kernels.sigmoid_focal_loss import triton_impl as focal
 from zoominnet.kernels.upsample_nearest2x import triton_impl as upsample
 
 
@@ -107,6 +108,15 @@ def losses_and_upsampling(dtype: torch.dtype, memory_format: torch.memory_format
     upsample.upsample_nearest2x_backward_triton(empty(2))
 
 
+def focal_losses(dtype: torch.dtype, images: int, anchors: int, boxes: int) -> None:
+    logits = [torch.empty(images, anchors, 10, dtype=dtype), torch.empty(images, 10, anchors, dtype=dtype).mT]
+    assigned = torch.zeros(images, 2 * anchors, dtype=torch.int64)
+    labels = torch.zeros(images, boxes, dtype=torch.int64)
+    for gamma in (2.0, 1.5):
+        loss = focal.sigmoid_focal_loss_triton(logits, assigned, labels, 0.25, gamma)
+        focal.sigmoid_focal_loss_backward_triton(loss, logits, assigned, labels, 0.25, gamma)
+
+
 seen: set[str] = set()
 late = False  # whether there is nothing left to compile
 run, JITFunction.run = JITFunction.run, compile_only
@@ -117,9 +127,11 @@ for architecture in map(int, sys.argv[2].split(",")):
         for layout in (torch.contiguous_format, torch.channels_last):
             losses_and_upsampling(getattr(torch, name), layout, width=16)
         masks_and_assignments(getattr(torch, name), [4, 0, 3])
+        focal_losses(getattr(torch, name), 2, 1024, 16)
         losses_and_upsampling(getattr(torch, name), torch.contiguous_format, width=13)
         late = True
         for counts in ([1], [16], [1, 16, 15], [40] * 16):
             masks_and_assignments(getattr(torch, name), counts)
+            focal_losses(getattr(torch, name), len(counts), 1024, max(counts))
         late = False
         masks_and_assignments(getattr(torch, name), [1] + [0] * 65536, side=2)

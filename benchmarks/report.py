@@ -77,6 +77,7 @@ def verdict(met: bool) -> str:
 NAMES = {("max_iou_assign", "eager"): "torchvision", ("akdp_mask, dense", "reference"): "chunked eager"}
 MASK, DENSE, ASSIGN = ("akdp_mask", "akdp_mask, dense", "max_iou_assign")
 LOSS, UPSAMPLE = ("pa_l2_loss", "LA, P3", "both"), ("upsample_nearest2x with add", "P3", "both")
+FOCAL = ("sigmoid_focal_loss", "fa, 512 px, 4 images", "both")
 TARGETS = [
     Target("cpu", MASK, "1024 px, 54 boxes", "forward", "eager", 700),
     Target("cpu", MASK, "1024 px, 54 boxes", "forward", "compiled", 110),
@@ -85,6 +86,8 @@ TARGETS = [
     Target("cpu", ASSIGN, "1024 px, 54 boxes", "forward", "eager", 150),
     Target("cpu", *LOSS, "eager", 12),
     Target("cpu", *LOSS, "compiled", 5),
+    Target("cpu", *FOCAL, "eager", 5),
+    Target("cpu", *FOCAL, "compiled", 2),
     Target("cpu", *UPSAMPLE, "eager", 1.2),
     Target("cuda", MASK, "1024 px, 16 images", "forward", "seconds", 40e-6),
     Target("cuda", MASK, "1024 px, 16 images", "forward", "eager", 300),
@@ -93,6 +96,7 @@ TARGETS = [
     Target("cuda", DENSE, "1024 px, 54 boxes", "forward", "compiled", 10),
     Target("cuda", ASSIGN, "1024 px, 16 images", "forward", "seconds", 80e-6),
     Target("cuda", *LOSS, "copy", 0.85),
+    Target("cuda", *FOCAL, "compiled", 1),
     Target("cuda", *UPSAMPLE, "copy", 0.9),
 ]
 

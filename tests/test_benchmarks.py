@@ -70,7 +70,7 @@ def test_the_loader_s_benchmark_runs(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_benchmarks_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
-    some = "54 or 2000 or P3-both or snet"
+    some = "54 or 2000 or P3-both or focal or snet"
     done = run_benchmarks(
         "benchmarks",
         "--ignore=benchmarks/bench_train_step.py",

@@ -99,8 +99,7 @@ def sigmoid_focal_loss(
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and not negative, got {gamma!r}")
     chosen = choose_backend("sigmoid_focal_loss", backend, levels[0].device.type)
-    focal_loss = operator("sigmoid_focal_loss", chosen)
-    return focal_loss(list(levels), assigned, pad_labels(labels, assigned), float(alpha), float(gamma))
+    return _FocalLoss.apply(chosen, assigned, pad_labels(labels, assigned), float(alpha), float(gamma), *levels)
 
 
 def _check_int64(name: str, value: Any) -> None:
@@ -115,6 +114,28 @@ def pad_labels(labels: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=-1)
 
 
+class _FocalLoss(torch.autograd.Function):
+    """The operator and its gradient, without the lists that a gradient registered for it has to take apart: of a short
+    call these took a third of the time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, assigned: Tensor, labels: Tensor, alpha: float, gamma: float, *logits: Tensor
+    ) -> Tensor:
+        ctx.backend, ctx.alpha, ctx.gamma = backend, alpha, gamma
+        ctx.save_for_backward(assigned, labels, *logits)
+        return operator("sigmoid_focal_loss", backend)(list(logits), assigned, labels, alpha, gamma)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, None, *_gradient(ctx, grad_loss, ctx.backend)
+
+
+def _gradient(ctx: Any, grad_loss: Tensor, backend: str) -> list[Tensor]:
+    assigned, labels, *logits = ctx.saved_tensors
+    return operator("sigmoid_focal_loss_backward", backend)(grad_loss, logits, assigned, labels, ctx.alpha, ctx.gamma)
+
+
 def _register(backend: str, forward: Any, backward: Any) -> None:
     """Both operators of a backend; the gradient of the first is the second."""
 
@@ -123,9 +144,7 @@ def _register(backend: str, forward: Any, backward: Any) -> None:
         ctx.save_for_backward(assigned, labels, *logits)
 
     def gradient(ctx: Any, grad_loss: Tensor) -> tuple[list[Tensor], None, None, None, None]:
-        assigned, labels, *logits = ctx.saved_tensors
-        backward = operator("sigmoid_focal_loss_backward", backend)
-        return backward(grad_loss, logits, assigned, labels, ctx.alpha, ctx.gamma), None, None, None, None
+        return _gradient(ctx, grad_loss, backend), None, None, None, None
 
     register_operator(
         "sigmoid_focal_loss", backend, forward, fake=_fake, backward=gradient, setup_context=setup_context

@@ -45,7 +45,8 @@ def test_a_training_step_compiles_without_graph_breaks() -> None:
     parameters = [p for p in student.parameters() if p.requires_grad]
     torch._dynamo.reset()
     loss, expected = (f(images, targets) for f in (torch.compile(step, fullgraph=True, backend="aot_eager"), step))
-    assert torch.equal(loss, expected)
+    # Compiled, the box loss is summed over all anchors and not over the positive ones alone: in another order.
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     grads, expected_grads = (torch.autograd.grad(x, parameters) for x in (loss, expected))
     assert any(bool(grad.any()) for grad in grads)
     assert all(map(torch.equal, grads, expected_grads))

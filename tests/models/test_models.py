@@ -1,20 +1,23 @@
 """The five models: cost, anchors, layout of the outputs, losses and post-processing against independent code."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection import _utils as det_utils
-from torchvision.ops import FeaturePyramidNetwork, box_iou
+from torchvision.ops import FeaturePyramidNetwork, box_iou, sigmoid_focal_loss
 from torchvision.transforms.v2.functional import normalize
 
 from zoominnet.evaluation import count_gflops
 from zoominnet.models import ARCHITECTURES, RetinaNet, build_model
 from zoominnet.models.anchors import base_anchors
-from zoominnet.models.assign import REGIONS_AT_A_TIME, inside_ignored
+from zoominnet.models.assign import REGIONS_AT_A_TIME, assign_by_max_iou, inside_ignored
 from zoominnet.models.backbones.resnet import ResNetStages
 from zoominnet.models.boxes import decode_boxes, encode_boxes
 from zoominnet.models.inputs import pad_to_batch
@@ -237,19 +240,121 @@ def test_inside_ignored_is_strictly_more_than_half() -> None:
     assert anchor.tolist() == [14, 14, 26, 26]
     half = torch.tensor([[14.0, 14.0, 20.0, 26.0]])
     more = torch.tensor([[14.0, 14.0, 20.1, 26.0]])
-    assert not inside_ignored(grids, half)[cell * 9 + square]
-    assert inside_ignored(grids, more)[cell * 9 + square]
+    # The regions of three images; the second has one more than the others, and the third none.
     two_halves = torch.tensor([[14.0, 14.0, 20.0, 26.0], [20.0, 14.0, 26.0, 26.0]])
-    assert not inside_ignored(grids, two_halves)[cell * 9 + square]  # each region by itself
-    assert not inside_ignored(grids, None).any()
+    regions = pad_sequence([half, two_halves, half[:0]], batch_first=True)
+    ignored = inside_ignored(grids, regions)
+    assert ignored.shape == (3, len(anchors))
+    assert not ignored[:, cell * 9 + square].any()  # each region by itself
+    assert not ignored[2].any()
+    assert inside_ignored(grids, more[None])[0, cell * 9 + square]
 
 
 def test_the_last_of_many_ignored_regions_counts() -> None:
     grids = tiny("fa").anchor_grids
     last = torch.tensor([[10.0, 10.0, 40.0, 40.0]])
-    ignored = inside_ignored(grids, last)
+    ignored = inside_ignored(grids, last[None])
     assert ignored.any()
-    assert torch.equal(inside_ignored(grids, torch.cat([torch.zeros(REGIONS_AT_A_TIME, 4), last])), ignored)
+    for images in (1, 3, 2 * REGIONS_AT_A_TIME):
+        many = torch.cat([torch.zeros(REGIONS_AT_A_TIME, 4), last]).expand(images, -1, -1)
+        assert torch.equal(inside_ignored(grids, many), ignored.expand(images, -1))
+
+
+def earlier_losses(predictions: Predictions, targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Both sums by torchvision's functions on dense tensors, and the number of positive anchors."""
+    anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in predictions.grids])
+    logits, deltas = (torch.cat(x, 1).double() for x in (predictions.logits, predictions.deltas))
+    matched = assign_by_max_iou(predictions.grids, targets, "reference")
+    focal, l1 = logits.new_zeros(()), logits.new_zeros(())
+    for b, target in enumerate(targets):
+        positive = matched[b] >= 0
+        one_hot = torch.zeros_like(logits[b])
+        one_hot[positive.nonzero()[:, 0], target["labels"][matched[b][positive]]] = 1
+        focal = focal + sigmoid_focal_loss(logits[b], one_hot, alpha=0.25, gamma=2)[matched[b] != -2].sum()
+        wanted = encode_boxes(target["boxes"][matched[b][positive]].double(), anchors[positive].double())
+        l1 = l1 + (deltas[b][positive] - wanted).abs().sum()
+    return focal, l1, (matched >= 0).sum()
+
+
+CROWD = [
+    {
+        "boxes": torch.tensor([[4.0, 5.0, 16.0, 20.0], [30.0, 30.0, 42.0, 41.0], [8.0, 2.0, 58.0, 60.0]]),
+        "labels": torch.tensor([0, 2, 1]),
+        "ignored": torch.tensor([[20.0, 0.0, 64.0, 20.0], [28.0, 28.0, 36.0, 44.0]]),
+    },
+    {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    {
+        "boxes": torch.tensor([[40.0, 40.0, 52.0, 52.0]]),
+        "labels": torch.tensor([1]),
+        "ignored": torch.tensor([[0.0, 0.0, 30.0, 30.0]]),
+    },
+]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_equal_dense_formulas(dtype: torch.dtype, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the positive anchors gathered, as on the CPU, and without, as on a GPU and in compiled programs."""
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: not known)
+    model = tiny("fa")
+    model.set_kernel_backend("reference")
+    predictions = random_predictions(model, 3)
+    predictions = Predictions(
+        [x.detach().to(dtype).requires_grad_() for x in predictions.logits],
+        [x.detach().to(dtype).requires_grad_() for x in predictions.deltas],
+        predictions.grids,
+    )
+    leaves = [*predictions.logits, *predictions.deltas]
+    sums, positives = model.loss_sums(predictions, CROWD)
+    focal, l1, expected_positives = earlier_losses(predictions, CROWD)
+    assert positives == expected_positives > 20
+    # Sums of positive float32 terms, in runs.
+    torch.testing.assert_close(sums["classification"].double(), focal, rtol=2e-6, atol=0)
+    torch.testing.assert_close(sums["bbox_regression"].double(), l1, rtol=2e-6, atol=0)
+    grads = torch.autograd.grad(sums["classification"] + 3 * sums["bbox_regression"], leaves)
+    expected = torch.autograd.grad(focal + 3 * l1, leaves)
+    # To a unit of the dtype, or what torchvision's 1 - p loses.
+    eps = torch.finfo(dtype).eps
+    for got, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-6 if dtype == torch.float32 else 2 * eps, atol=1e-7)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what waits for a GPU: values that Python asks for, and results whose size depends on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        assert torch.Tag.data_dependent_output not in func.tags, func
+        assert torch.Tag.dynamic_output_shape not in func.tags, func
+        indices = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) else []
+        assert not any(index is not None and index.dtype == torch.bool for index in indices), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_losses_wait_for_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the positive anchors are not gathered."""
+    model = tiny("fa")
+    model.set_kernel_backend("reference")
+    predictions = random_predictions(model, 3)
+    with pytest.raises(AssertionError, match="nonzero"), NoWaiting():
+        model.loss_sums(predictions, CROWD)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    with NoWaiting():
+        sums, _ = model.loss_sums(predictions, CROWD)
+        sum(sums.values()).backward()
+
+
+def test_predictions_at_anchors_without_a_box_have_no_part_in_the_box_loss() -> None:
+    model = tiny("fa")
+    predictions = random_predictions(model, 3)
+    sums, _ = model.loss_sums(predictions, CROWD)
+    matched = assign_by_max_iou(predictions.grids, CROWD, "reference")
+    others = [index < 0 for index in matched.split([d.shape[1] for d in predictions.deltas], 1)]
+    moved = [d.detach().masked_fill(other[..., None], 7.0) for d, other in zip(predictions.deltas, others, strict=True)]
+    again, _ = model.loss_sums(Predictions(predictions.logits, moved, predictions.grids), CROWD)
+    assert torch.equal(again["bbox_regression"], sums["bbox_regression"])
+    grads = torch.autograd.grad(sums["bbox_regression"], predictions.deltas)
+    for grad, other in zip(grads, others, strict=True):
+        assert torch.equal((grad == 0).all(-1), other)
 
 
 def test_detections_find_what_the_logits_say() -> None:

@@ -110,14 +110,15 @@ MATCHED = torch.tensor([[0, 1, BACKGROUND, IGNORED], [BACKGROUND, BACKGROUND, 0,
 def test_a_classification_loss_is_a_sum_over_the_anchors_that_train(name: str) -> None:
     loss = CLASSIFICATION_LOSSES[name]
     logits = torch.randn(2, 4, 3, requires_grad=True)
-    labels = torch.tensor([[2, 0, 1, 1], [0, 0, 1, 2]])
-    whole = loss(logits, labels, MATCHED)
+    labels = [torch.tensor([2, 0]), torch.tensor([1])]
+    whole = loss([logits[:, :3], logits[:, 3:]], MATCHED, labels, "reference")
     assert whole.shape == ()
-    parts = sum(loss(logits[i : i + 1], labels[i : i + 1], MATCHED[i : i + 1]) for i in range(2))
+    parts = sum(loss([logits[i : i + 1]], MATCHED[i : i + 1], labels[i : i + 1], "reference") for i in range(2))
     torch.testing.assert_close(whole, parts)
     (gradient,) = torch.autograd.grad(whole, logits)
     assert torch.equal(gradient.abs().sum(-1) > 0, MATCHED != IGNORED)
-    assert float(loss(torch.tensor([[[-30.0, -30.0, 30.0]]]), torch.tensor([[2]]), torch.tensor([[0]]))) < 1e-6
+    one = [torch.tensor([[[-30.0, -30.0, 30.0]]])], torch.tensor([[0]]), [torch.tensor([2])], "reference"
+    assert float(loss(*one)) < 1e-6
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
@@ -136,6 +137,9 @@ def test_a_box_loss_is_a_sum_over_the_positive_anchors(name: str) -> None:
     (gradient,) = torch.autograd.grad(whole, deltas)
     assert torch.equal(gradient.abs().sum(-1) > 0, positive)
     assert float(loss(torch.zeros(1, 4, 4), anchors[None], anchors, positive[:1])) == 0
+    # Rows that were chosen before count as they do among all.
+    chosen = (deltas[positive], boxes[positive], anchors.expand(2, 4, 4)[positive], positive[positive])
+    torch.testing.assert_close(loss(*chosen), whole)
 
 
 OPTIONS = {"backbone": "resnet18", "num_classes": 3, "channels": 8}

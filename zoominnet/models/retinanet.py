@@ -5,7 +5,6 @@ Sizes in shapes: B images, A anchors (level, row, column, anchor order), G boxes
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ from zoominnet.models.backbones import find_backbone
 from zoominnet.models.heads import HEADS
 from zoominnet.models.inputs import Normalisation, check_targets, pad_to_batch
 from zoominnet.models.interfaces import LaPredictor, Outputs, Part, Predictions
-from zoominnet.models.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from zoominnet.models.losses import BOX_LOSSES, CLASSIFICATION_LOSSES, box_loss_arguments
 from zoominnet.models.necks import NECKS
 from zoominnet.models.postprocess import PostProcess
 
@@ -220,27 +219,16 @@ class RetinaNet(nn.Module):
 
     def loss_sums(self, predictions: Predictions, targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
         """The sums of :meth:`losses` before they are divided, and the number of positive anchors (int64 scalar)."""
-        logits = torch.cat(predictions.logits, dim=1).float()
-        deltas = torch.cat(predictions.deltas, dim=1).float()
         with record_function("assignment"):
             matched = self.assign(predictions.grids, targets, self.kernel_backend)
-        positive = matched >= 0
-
-        # One gather for the whole batch, without a host synchronisation, so nothing is copied to the device: unmatched
-        # anchors point at a dummy at the end, itself an anchor.
-        anchors = torch.cat([grid.boxes().reshape(-1, 4) for grid in predictions.grids])
         boxes = [target["boxes"].float() for target in targets]
-        *starts, total = itertools.accumulate((len(b) for b in boxes), initial=0)
-        first = torch.cat([matched.new_full((1, 1), start) for start in starts])
-        index = torch.where(positive, matched + first, total)
-        matched_boxes = torch.cat([*boxes, anchors[:1].float()])[index]
-        labels = torch.cat([*(t["labels"] for t in targets), matched.new_zeros(1)])[index]
-
+        labels = [target["labels"] for target in targets]
+        of_levels = box_loss_arguments(predictions.deltas, matched, boxes, predictions.grids)
         sums = {
-            "classification": self.classification_loss(logits, labels, matched),
-            "bbox_regression": self.box_loss(deltas, matched_boxes, anchors, positive),
+            "classification": self.classification_loss(predictions.logits, matched, labels, self.kernel_backend),
+            "bbox_regression": torch.stack([self.box_loss(*arguments) for arguments in of_levels]).sum(),
         }
-        return sums, positive.sum()
+        return sums, (matched >= 0).sum()
 
 
 def build_model(

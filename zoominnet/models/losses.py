@@ -43,13 +43,18 @@ def l1_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, positive: Tensor) ->
     return (deltas - target).abs().sum()
 
 
+def knows_sizes(x: Tensor) -> bool:
+    """Whether a size that depends on values of `x` is known without waiting for a device or breaking a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def box_loss_arguments(
     deltas: Sequence[Tensor], matched: Tensor, boxes: Sequence[Tensor], grids: Sequence[AnchorGrid]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The arguments of a box loss, a level after the other; the losses of the levels add up.
 
-    On the CPU they hold the positive anchors alone, [P, 4] and all True. Elsewhere, and in compiled programs, how many these
-    are is not known without waiting for the device: there they hold all anchors, [B, A_l, 4].
+    They hold the positive anchors alone, [P, 4] and all True, where it is known how many these are (:func:`knows_sizes`:
+    on the CPU), else all anchors, [B, A_l, 4].
 
     Args:
         deltas: of each level, float [B, A_l, 4].
@@ -59,11 +64,10 @@ def box_loss_arguments(
     """
     # One more image, of one box, so that there is a box to read for those that are not positive.
     padded = pad_sequence([*boxes, matched.new_zeros((1, 4), dtype=torch.float32)], batch_first=True)[:-1]
-    known = matched.device.type == "cpu" and not torch.compiler.is_compiling()
     levels = matched.split([level.shape[1] for level in deltas], 1)
     for of_level, index, grid in zip(deltas, levels, grids, strict=True):
         anchors, positive = grid.boxes().view(-1, 4), index >= 0
-        if known:
+        if knows_sizes(matched):
             image, anchor = positive.nonzero(as_tuple=True)
             index = index[image, anchor]
             yield (

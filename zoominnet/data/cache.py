@@ -116,8 +116,9 @@ class RamCache(ImageCache):
     def __init__(self, split: Split, size: int, resize: ResizeMode) -> None:
         super().__init__(split, size, resize)
         shared, memory = free_shared_memory(), available_memory()
-        place, free = (_SHARED_MEMORY, shared) if shared < memory else ("the machine", memory)
-        remedy = "give --cache disk, leave --cache out, or make it larger (a container's --shm-size)"
+        place, free, remedy = "the machine", memory, "give --cache disk, or leave --cache out"
+        if shared < memory:
+            place, free, remedy = _SHARED_MEMORY, shared, f"{remedy}, or make it larger (a container's --shm-size)"
         if self._bytes > free:
             self._refuse("ram", f"{place} has {_gib(free)} GiB free", remedy)
         try:
@@ -200,11 +201,10 @@ class DiskCache(ImageCache):
 
     Its name follows from the images' paths, or from what generates them, from size and resize mode, and from the versions
     of whatever makes the pixels. It holds a header, an entry an image, the records of generated images, and the images. An
-    entry is a digest of what the
-    image was made from (path, size and time of the file) and one of its pixels, and is written behind these. So an image
-    whose file has changed is made anew, and so is one that was torn by a crash, or by a disk: each process that reads an
-    image first compares both digests. Later it compares the entry alone, which a writer clears before it touches the
-    pixels. Two writers of one image take turns by a lock.
+    entry is a digest of what the image was made from (path, size and time of the file) and one of its pixels, and is
+    written after these. So an image whose file has changed is made anew, and so is one that was torn by a crash, or by a
+    disk: a run compares both digests when it first reads an image. Later it compares the entry alone, which a writer clears
+    before it touches the pixels. Two writers of one image take turns by a lock.
 
     Images are read and written by calls, not by a mapping: a disk that is full or fails is an error, not a SIGBUS.
     """
@@ -246,9 +246,7 @@ class DiskCache(ImageCache):
         with self._explained():
             if (kept := self._read(index)) is not None:
                 return kept
-        source = self._digest_source(
-            index
-        )  # before the file is read: of one that changes meanwhile it must not be the new
+        source = self._digest_source(index)  # before it is read: a file that changes meanwhile must not look known
         image = make(index)
         with self._explained():
             self._write(index, source, image)

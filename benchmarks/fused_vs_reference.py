@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("options", nargs="+", help="-- and options of zoominnet.train, without --out")
     arguments = parser.parse_args()
     options = [*arguments.options, "--log-every", "1"]
-    extra = {"reference": [], "fused": ["--fused-kernels", "--verify-kernels", "1"]}
+    extra = {"reference": ["--no-fused-kernels"], "fused": ["--fused-kernels", "--verify-kernels", "1"]}
     with tempfile.TemporaryDirectory() as folder:
         for name, more in extra.items():
             if (status := train_main([*options, *more, "--out", f"{folder}/{name}"])) != 0:

@@ -218,7 +218,7 @@ def test_nan_of_a_trained_anchor_shows(backend: str, device: str) -> None:
         assert torch.equal(grad.nan_to_num(), expected.where(~spoilt.isnan(), 0))
 
 
-@pytest.mark.parametrize("index", [2, 3, 2**40, -3, -(2**40)])
+@pytest.mark.parametrize("index", [2, 3, 4, 2**40, -3, -(2**40)])
 def test_an_index_of_no_box_makes_the_loss_nan(index: int, backend: str, device: str) -> None:
     # The second image has two boxes, the first three.
     logits, assigned, labels = to(device, *sample())

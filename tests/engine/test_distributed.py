@@ -77,9 +77,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(data: Path, weights: Path) -> list[str]:
-    """2 epochs of 2 steps of 4 images, the last one filled up: 5 do not divide evenly."""
+    """2 epochs of 2 steps of 4 images, the last one filled up: 5 do not divide evenly. Of a seed at which no ReLU turns by
+    the rounding of sums in another order, which moves a gradient's norm by some 1e-4 and all that follows by more."""
     text = f"{' '.join(SMALL_RUN)} --device cpu --image-size 64 --workers 0 --student snet --channels 8 --batch-size 4 --epochs 2 --lr 0.005"
-    text += f" --log-every 1 --warmup-steps 0 --clip-grad-norm None --data {data} --weights {weights} --deterministic"
+    text += f" --log-every 1 --warmup-steps 0 --seed 2 --clip-grad-norm None --data {data} --weights {weights} --deterministic"
     return text.split()
 
 

@@ -56,7 +56,7 @@ def run_benchmarks(*options: str, **environment: str) -> subprocess.CompletedPro
 @pytest.mark.slow
 def test_the_loader_s_benchmark_runs(tmp_path: Path) -> None:
     file = tmp_path / "loader.json"
-    command = [sys.executable, "benchmarks/bench_loader.py", "--tiny", "--json", str(file)]
+    command = [sys.executable, "benchmarks/loader_rates.py", "--tiny", "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]

@@ -1,6 +1,6 @@
 """Images a second of the loader alone: decoded or drawn anew, and from each cache, with and without workers.
 
-    python benchmarks/bench_loader.py [--json benchmarks/results/loader-cpu.json] [--tiny]
+    python benchmarks/loader_rates.py [--json benchmarks/results/loader-cpu.json] [--tiny]
 
 VisDrone-mini at 512 px in batches of 4 (the teacher's input at --image-size 256), and drawn scenes at 256 px in batches of
 16, as `--profile demo` has them. "Fill" is the epoch in which a cache is filled, "warm" the median of later ones, and "next
@@ -138,7 +138,7 @@ def main() -> int:
     if arguments.json is not None:
         result = {
             "what": "the loader alone: images a second and the processor's time, by cache, epoch and number of workers",
-            "command": shlex.join(["python", "benchmarks/bench_loader.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/loader_rates.py", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             **about,
             "load": [round(load, 1) for load in (load_before, os.getloadavg()[0])],

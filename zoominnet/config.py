@@ -277,7 +277,8 @@ class TrainConfig:
     """--fused-kernels demands the fast kernels (native or triton) and stops if one cannot run here; --no-fused-kernels takes
     the plain PyTorch reference. None: of those that run, the fastest measured on the device."""
     compile: bool = False
-    """Compile teacher and student by torch.compile, which takes minutes at the start and makes every step faster."""
+    """Compile teacher and student by torch.compile: a minute or more at the start, for steps that are a few per cent faster
+    on a CPU (benchmarks/README.md)."""
     verify_kernels: Annotated[int, NOT_NEGATIVE, MAY_CHANGE] = 0
     """Repeat every call of a fast kernel in the first so many batches of teacher and student (on --resume: of what is
     left) by the reference, and stop on a difference. The trained weights are the same. 0: off."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import get_args
 
@@ -80,11 +81,14 @@ class Distiller:
             self.teacher.fpn.output_step = 2
         self.backend = student.kernel_backend
         self._stream: torch.cuda.Stream | None = None
+        self._compiled = False
 
     @torch.no_grad()
     def teacher_outputs(self, images: Tensor) -> Outputs:
         """What the teacher makes of images at its size, [B, 3, 2S, 2S] in 0..1, as far as the losses need."""
-        return self.teacher.outputs(images, self.needs)
+        # As an option of torch.compile it comes too late for what traces the graph (torch 2.11).
+        with torch._inductor.config.patch(freezing=True) if self._compiled else nullcontext():
+            return self.teacher.outputs(images, self.needs)
 
     def begin_teacher(self, images: Tensor) -> Callable[[], Outputs]:
         """Begins :meth:`teacher_outputs`, on a GPU in a stream of its own: what is launched next runs beside it.
@@ -113,8 +117,9 @@ class Distiller:
         return taken
 
     def compile_teacher(self) -> None:
-        """Has torch.compile make the teacher faster, its weights taken for constants."""
-        self.teacher.compile_parts(options={"freezing": True})
+        """Has torch.compile compile the teacher, its weights taken for constants."""
+        self.teacher.compile_parts()
+        self._compiled = True
 
     def masks(self, grids: Sequence[AnchorGrid], boxes: Sequence[Tensor]) -> list[Tensor]:
         """The key positions: bool [B, H, W] a level, for the student's own anchors and boxes in its pixels."""

@@ -112,7 +112,9 @@ class TrainingState:
             if name == "step":
                 if tensor.shape or tensor.dtype != torch.float32:
                     raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}")
-                self.optimizer.state[parameter][name] = tensor.clone()
+                self.optimizer.state[parameter][name] = tensor.to(
+                    parameter.device, copy=True
+                )  # where a fused one has it
                 continue
             if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
                 raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}")

@@ -44,7 +44,7 @@ class TrainingModule(nn.Module):
         self.adapter = None if distiller is None else distiller.adapter  # a module of this one: it is trained too
 
     def compile_parts(self) -> None:
-        """Has torch.compile make teacher and student faster, which it does in the first step."""
+        """Has torch.compile compile teacher and student, which it does in the first step."""
         self.model.compile_parts()
         if self.distiller is not None:
             self.distiller.compile_teacher()

@@ -77,6 +77,12 @@ def test_without_a_library_the_reference_is_named(
         assert "  kernels   reference (no fast ones here: zoominnet doctor says why)\n" in capsys.readouterr().out
         assert tiny_train("--no-distill", "--verify-kernels", "1", out="verified") == 2
         assert "--verify-kernels 1: akdp_mask: no fused backend runs on cpu: 'native' is not" in capsys.readouterr().err
+        monkeypatch.setattr("zoominnet.kernels._dispatch._state", lambda op, backend, device: "ok")  # as on a GPU
+        monkeypatch.setattr("zoominnet.kernels._dispatch._MEASURED", {})
+        _dispatch._choose_fastest.cache_clear()
+        assert tiny_train("--no-distill", "--max-steps", "1", out="unmeasured") == 0
+        expected = "  kernels   reference (fast ones are not measured here: --fused-kernels takes them)\n"
+        assert expected in capsys.readouterr().out
     finally:
         _dispatch._choose_fastest.cache_clear()
 

@@ -84,6 +84,14 @@ def choose_backends(config: TrainConfig, device_type: str) -> dict[str, str]:
     return chosen
 
 
+def has_fast_backends(device_type: str) -> bool:
+    """Whether each op has a backend on "cpu" or "cuda" besides the reference that runs."""
+    return all(
+        any(state == "ok" for backend, state in states.items() if backend != "reference")
+        for states in available_backends(device_type).values()
+    )
+
+
 def wanted_backend(config: TrainConfig) -> str:
     """What models are told to take: "fused", "reference", or "auto", of those that run the fastest measured."""
     return {None: "auto", True: "fused", False: "reference"}[config.fused_kernels]

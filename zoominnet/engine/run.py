@@ -28,7 +28,14 @@ from zoominnet.data import CacheOptions, DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
 from zoominnet.engine.checkpoint import ModelInfo, fsync, load_model
-from zoominnet.engine.checks import check_compiler, check_memory, check_teacher_fits, choose_backends, wanted_backend
+from zoominnet.engine.checks import (
+    check_compiler,
+    check_memory,
+    check_teacher_fits,
+    choose_backends,
+    has_fast_backends,
+    wanted_backend,
+)
 from zoominnet.engine.distributed import Ranks, launch_warnings
 from zoominnet.engine.folder import (
     CONFIG_FILE,
@@ -183,7 +190,9 @@ class Run:
             next(iter(backends)) if len(backends) == 1 else ", ".join(f"{b}: {ops}" for b, ops in backends.items())
         )
         if config.fused_kernels is None and "reference" in backends:
-            kernels += " (no fast ones here: zoominnet doctor says why)"
+            fast_ones_run = has_fast_backends(device.type)
+            kernels += f" ({'fast ones are not measured' if fast_ones_run else 'no fast ones'} here: "
+            kernels += f"{'--fused-kernels takes them' if fast_ones_run else 'zoominnet doctor says why'})"
         student = f"{config.student} on {config.backbone} at {config.image_size} px, "
         lines = [
             f"zoominnet {zoominnet.__version__} on {device} ({name}), torch {installed_version('torch')}, amp {config.amp}"
@@ -327,22 +336,12 @@ class Run:
         """
         config = self.config
         model = self._new_model(architecture)
-        distiller = None
-        if (teacher := self.teacher) is not None:
-            dtype = AUTOCAST_DTYPES.get(config.amp)
-            distiller = Distiller(model, teacher, config.distill_options(), seed=config.seed, dtype=dtype)
-            self.teacher = None  # the distiller has what it needs of it
-            if distiller.adapter is not None:
-                self.say(
-                    f"{name}: 1x1 convolutions bring its maps of {model.channels} channels to the teacher's "
-                    f"{teacher.channels} where they are compared; they are trained with it and are not in its file"
-                )
         phase = Phase(
             name,
             config,
             epochs,
             model,
-            distiller,
+            self._take_teacher(name, model),
             self.train_set,
             self._validate,
             config.out / name,
@@ -360,6 +359,20 @@ class Run:
                 "took their places"
             )
         return best
+
+    def _take_teacher(self, name: str, model: RetinaNet) -> Distiller | None:
+        """What `model` learns by, where there is a teacher; which then goes, for the distiller has what it needs of it."""
+        config, teacher, self.teacher = self.config, self.teacher, None
+        if teacher is None:
+            return None
+        dtype = AUTOCAST_DTYPES.get(config.amp)
+        distiller = Distiller(model, teacher, config.distill_options(), seed=config.seed, dtype=dtype)
+        if distiller.adapter is not None:
+            self.say(
+                f"{name}: 1x1 convolutions bring its maps of {model.channels} channels to the teacher's "
+                f"{teacher.channels} where they are compared; they are trained with it and are not in its file"
+            )
+        return distiller
 
     def _train_teacher(self) -> Path:
         return self._train("teacher", TEACHER, self.config.teacher_epochs or self.config.epochs)

@@ -32,6 +32,7 @@ from zoominnet.engine import run, trainer
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.distributed import PATIENCE, Ranks, _init_process_group, join_ranks
 from zoominnet.engine.inference import predict_split
+from zoominnet.engine.update import StepOutcome
 from zoominnet.train import main as train_main
 
 Fault = dict[str, Any]
@@ -42,7 +43,7 @@ def arm(faults: list[Fault]) -> None:
     train_step = trainer.Phase._train_step
     rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
-    def step(self: trainer.Phase, batch: Batch, measure: bool) -> dict[str, Any]:
+    def step(self: trainer.Phase, batch: Batch, measure: bool) -> Callable[[], StepOutcome]:
         for fault in faults:
             if (fault["rank"], fault["phase"], fault.get("attempt", 0)) != (rank, self.name, attempt):
                 continue

@@ -83,8 +83,6 @@ def test_what_folding_would_change_is_left_as_it_is() -> None:
     assert module.norm.running_mean is not None
     nn.init.normal_(module.norm.running_mean)
     assert folded(module, torch.randn(1, 3, 8, 8)) is module
-    training = nn.ModuleList([UsedTwice()])[0].train()
-    assert folded(training.eval(), torch.zeros(1, 3, 8, 8)) is not None
 
 
 def test_it_is_frozen_in_the_dtype_and_has_no_more_than_is_asked_for() -> None:

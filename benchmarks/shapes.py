@@ -44,7 +44,9 @@ class BoxShape:
     def grids(self, device: torch.device | str = "cpu") -> list[AnchorGrid]:
         """The levels' anchors: nine a cell, those of the models."""
         return [
-            AnchorGrid(base_anchors(stride).to(device), (stride, stride), (self.size // stride, self.size // stride))
+            AnchorGrid(
+                base_anchors(3 * stride).to(device), (stride, stride), (self.size // stride, self.size // stride)
+            )
             for stride in self.strides
         ]
 
@@ -267,7 +269,7 @@ def key_positions(images: int, height: int, width: int) -> Tensor:
     Of the real images the first that are next to one another and give so many; else smoothed noise above a threshold.
     """
     if (real := real_boxes()) is not None:
-        grid = AnchorGrid(base_anchors(4), (4, 4), (height, width))
+        grid = AnchorGrid(base_anchors(12), (4, 4), (height, width))
         size = torch.tensor([width, height, width, height]) * 4
         for start in range(0, len(real) - images, images):
             boxes = [boxes * size for boxes in real[start : start + images]]

@@ -48,7 +48,7 @@ from zoominnet.engine.optim import Schedule, build_optimizer
 from zoominnet.engine.step import TrainingModule
 from zoominnet.engine.update import Update
 from zoominnet.models import ARCHITECTURES, TEACHER, Architecture, RetinaNet, build_model
-from zoominnet.models.anchors import ANCHOR_RATIOS, ANCHOR_SCALES, ANCHOR_SIDE_PER_STRIDE
+from zoominnet.models.anchors import ANCHOR_RATIOS, ANCHOR_SCALES
 from zoominnet.models.inputs import IMAGENET
 from zoominnet.models.weights import rename_key
 
@@ -228,7 +228,7 @@ def torchvision_model(own: RetinaNet) -> TorchvisionRetinaNet:
         own.channels,
         ExtraLevels(channels[-1], own.channels, range(6, arch.last_level + 1)),
     )
-    sizes = tuple(tuple(ANCHOR_SIDE_PER_STRIDE * stride * scale for scale in ANCHOR_SCALES) for stride in arch.strides)
+    sizes = tuple(tuple(arch.anchor_side * stride * scale for scale in ANCHOR_SCALES) for stride in arch.strides)
     anchors = AnchorGenerator(sizes, (ANCHOR_RATIOS,) * len(sizes))
     # torchvision's are rounded to whole pixels, so that the IoUs, and all that follows, would be others.
     anchors.cell_anchors = [grid.base_anchors.cpu() for grid in own.anchor_grids]

@@ -98,3 +98,18 @@ def test_each_command_explains_itself(
         main()
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_model_is_measured_at_another_size() -> None:
+    """Of half the side it computes a quarter and finds less; the boxes come back to the same pixels."""
+    detector = zoominnet.load("demo-teacher")
+    options = {"synthetic_images": 4, "protocol": "coco", "latency_repeats": 0, "workers": 0, "device": "cpu"}
+    own, half = (
+        zoominnet.evaluate(detector, image_size=size, console=Console(quiet=True), **options) for size in (None, 128)
+    )
+    assert (own["image_size"], half["image_size"], detector.model.image_size) == (256, 128, 256)
+    assert half["cost"]["gflops"] == pytest.approx(own["cost"]["gflops"] / 4, rel=0.02)  # the last levels round up
+    scores = [result["scores"]["direct"]["COCO"] for result in (own, half)]
+    assert scores[0]["boxes"] == scores[1]["boxes"]
+    assert scores[0]["AP50"] > scores[1]["AP50"] > 0.1

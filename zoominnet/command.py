@@ -230,6 +230,8 @@ class DataOptions(Protocol):
     @property
     def seed(self) -> int: ...
     @property
+    def data_seed(self) -> int | None: ...
+    @property
     def synthetic_zoom(self) -> float | None: ...
     @property
     def synthetic_classes(self) -> SyntheticClasses | None: ...
@@ -238,6 +240,11 @@ class DataOptions(Protocol):
 def wanted_format(options: DataOptions) -> str | None:
     """The format that --data-format names; None for "auto"."""
     return None if options.data_format == "auto" else options.data_format
+
+
+def seed_of_data(options: DataOptions) -> int:
+    """The seed of synthetic scenes and of a division into parts."""
+    return options.seed if options.data_seed is None else options.data_seed
 
 
 def open_data(options: DataOptions, split: str, *, scenes: int, scene_size: int, console: Console) -> Split:
@@ -260,7 +267,7 @@ def open_data(options: DataOptions, split: str, *, scenes: int, scene_size: int,
         opened = SyntheticScenes(
             scenes,
             size=scene_size,
-            seed=options.seed,
+            seed=seed_of_data(options),
             split=split,
             zoom=options.synthetic_zoom or 1.0,
             classes=options.synthetic_classes or "visdrone",
@@ -304,7 +311,7 @@ def open_parts(options: DataOptions, split: str, fraction: float, *, console: Co
     name = split if len(found) > 1 else next(iter(found))
     with console.status(f"reading {options.data} {name}", spinner="line"):
         whole = _open_files(options, name)
-    train, val = divide_split(whole, fraction, options.seed)
+    train, val = divide_split(whole, fraction, seed_of_data(options))
     for part in (whole, train, val):
         _print_counts(part, part.name, console)
     _print_report(whole, console)

@@ -141,7 +141,8 @@ class TrainConfig:
     half inside train nothing."""
 
     student: Student = "fa"
-    """Student architecture (paper, Table 3). none: train the teacher alone, for other runs to take by --teacher."""
+    """Student architecture (paper, Table 3). snet-12px: snet with anchors half as large, as large as those of la and fa. none:
+    train the teacher alone, for other runs to take by --teacher."""
     la_predictor: LaPredictor = "phase"
     """How `la` predicts from its towers. plain: convolve the upsampled map, as the paper. phase: the same values but for
     rounding, from the small map, with 2.25 times fewer multiply-adds. The weights are the same."""
@@ -205,7 +206,8 @@ class TrainConfig:
     mask_scope: Literal["level", "all", "per_gt"] = "level"
     """Mean and std of AKDP over one level, over all levels together, or over one level for each box alone."""
     mask_boxes: MaskBoxes = "all"
-    """Every box makes a mask at every level, or only at the level where it fits an anchor best."""
+    """all: every box makes a mask at every level; best-level: only at the level where it fits an anchor best; everywhere: no
+    mask, all positions are compared, whatever the boxes."""
     distill_normalise: bool = False
     """Compare maps of which each channel has mean 0 and variance 1 over the batch (PKD), so that no level and no teacher
     outweighs the rest by the mere size of its values (paper: no)."""
@@ -256,7 +258,10 @@ class TrainConfig:
     needs a GPU."""
 
     seed: Annotated[int, NOT_NEGATIVE, Rule(lambda seed: seed < 2**63, "is not below 2**63")] = 0
-    """Seed of initial weights, order of the images, flips and synthetic scenes."""
+    """Seed of initial weights, order of the images, flips, and of the data where --data-seed is None."""
+    data_seed: Annotated[int | None, NOT_NEGATIVE, Rule(lambda seed: seed < 2**63, "is not below 2**63")] = None
+    """Seed of synthetic scenes and of what --val-fraction divides, so that runs of several --seed see and are measured on the
+    same images. None: --seed."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms, so that two runs on one machine end bit-equal."""
     device: Annotated[str, MAY_CHANGE] = "auto"

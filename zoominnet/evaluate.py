@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_with_options
-from zoominnet.config import MAX_SECONDS, MAX_WORKERS
+from zoominnet.config import MAX_IMAGE_SIZE, MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.engine.inference import InputPath, cost_of, predict_split, undecodable_warning
@@ -31,8 +31,9 @@ from zoominnet.evaluation import (
     measure_latency,
 )
 from zoominnet.models import RetinaNet
+from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.prediction import Detector
-from zoominnet.rules import FROM_0_BELOW_1, Rule, at_least, at_most, check_fields
+from zoominnet.rules import FROM_0_BELOW_1, Rule, at_least, at_most, check_fields, multiple_of
 
 COCO_DETECTIONS, VISDRONE_DETECTIONS = 100, 500
 POSITIVE_FINITE = Rule(lambda value: 0 < value < math.inf, "is not positive and finite")
@@ -75,6 +76,8 @@ class EvaluateConfig:
     """The folder of a COCO json's images, where it is not in the usual place beside the json."""
     resize: Literal["squash", "letterbox"] | None = None
     """How images become square. None: as when the model was trained."""
+    image_size: Annotated[int | None, at_least(SIZE_DIVISOR), at_most(MAX_IMAGE_SIZE), multiple_of(SIZE_DIVISOR)] = None
+    """Side of the model's input, px. None: as when it was trained; at others it sees objects of other sizes (paper, Table 2)."""
     input: Literal["direct", "halved", "both"] = "direct"
     """How an image reaches the model. direct: resized to its input size; halved: resized to twice that, then the 2x2
     mean, as a student is trained; both: one row each."""
@@ -102,6 +105,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "checkpoint", Path(self.checkpoint))
         object.__setattr__(self, "json", None if self.json is None else Path(self.json))
+
+    @property
+    def data_seed(self) -> int:
+        """As the options of training call it."""
+        return self.seed
 
     def check(self) -> None:
         """Refuses values that no evaluation can use.
@@ -154,7 +162,7 @@ def evaluate(
     options.setdefault("device", str(model.device))
     config = EvaluateConfig(model.path or Path(model.info.name), **options)
     network, home = model.model, model.device
-    before, was_training = network.postprocess, network.training
+    before, was_training, image_size = network.postprocess, network.training, network.image_size
     try:
         network.postprocess = dataclasses.replace(
             before, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
@@ -163,6 +171,7 @@ def evaluate(
         return _evaluate(config, model, console)
     finally:
         network.postprocess = before
+        network.image_size = image_size
         network.train(was_training)
         model.place(home)
 
@@ -194,6 +203,9 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
         console=console,
     )
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
+    model.image_size = (
+        config.image_size or model.image_size
+    )  # the scenes are drawn as for the size that it was trained at
     cost = cost_of(model)
     if config.latency_repeats:
         image = torch.rand(3, model.image_size, model.image_size, device=device)
@@ -202,7 +214,7 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
     result: dict[str, Any] = {
         "model": info.name,
         "backbone": info.backbone,
-        "image_size": info.image_size,
+        "image_size": model.image_size,
         "checkpoint": str(config.checkpoint),
         "data": config.data,
         "split": split.name,
@@ -219,7 +231,7 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
         results, undecodable = scores_of(config, model, split, path, resize, console)
         result["scores"][path] = {scores.protocol: scores.as_dict() for scores in results}
         result["undecodable_images"][path] = undecodable
-    table = Table(title=f"{info.name}, {info.backbone}, {info.image_size} px", box=rich.box.SIMPLE, show_header=False)
+    table = Table(title=f"{info.name}, {info.backbone}, {model.image_size} px", box=rich.box.SIMPLE, show_header=False)
     plain = f" ({cost['gflops_plain']:.2f} with the plain predictor)" if "gflops_plain" in cost else ""
     table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}{plain}")
     table.add_row("GFLOPs as the paper counts", f"{cost['gflops_mmcv']:.2f}")

@@ -247,3 +247,21 @@ def test_validation_images_that_are_trained_on_are_said(
     (data / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [car]\n")
     assert tiny_train(*QUICK, "--data", str(data)) == 0
     assert "8 of 8 validation images are trained on too: scores will be too high" in capsys.readouterr().out
+
+
+def test_runs_of_several_seeds_see_the_same_scenes(
+    tiny_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"seed 0": [], "seed 1": ["--seed", "1"], "seed 1, data of 0": ["--seed", "1", "--data-seed", "0"]}
+    for name, options in runs.items():
+        assert tiny_train(*QUICK, *options, out=name) == 0
+        assert f"--seed {0 if name.endswith('0') else 1}" in " ".join(capsys.readouterr().out.split("next:")[1].split())
+    data, losses = (
+        {name: read(tmp_path / name) for name in runs}
+        for read in (
+            lambda run: json.loads((run / "data.json").read_text()),
+            lambda run: json.loads((run / "student" / "metrics.jsonl").read_text().splitlines()[0])["loss"],
+        )
+    )
+    assert data["seed 0"] == data["seed 1, data of 0"] != data["seed 1"]
+    assert len(set(losses.values())) == 3

@@ -77,7 +77,7 @@ def test_a_head_predicts_each_anchor_of_each_level(name: str, upsample: bool) ->
         assert all(bool(gradient.any()) for gradient in gradients)
 
 
-GRIDS = [AnchorGrid(base_anchors(8), (8.0, 8.0), (8, 8)), AnchorGrid(base_anchors(16), (16.0, 16.0), (4, 4))]
+GRIDS = [AnchorGrid(base_anchors(24), (8.0, 8.0), (8, 8)), AnchorGrid(base_anchors(48), (16.0, 16.0), (4, 4))]
 ANCHORS = torch.cat([grid.boxes().reshape(-1, 4) for grid in GRIDS])
 TARGETS = [
     {

@@ -44,5 +44,16 @@ def every_box_at_its_best_level(
     ]
 
 
-MASKS: dict[str, Masks] = {"all": every_box_at_every_level, "best-level": every_box_at_its_best_level}
+def everywhere(
+    grids: Sequence[AnchorGrid], boxes: Sequence[Tensor], options: DistillOptions, backend: str
+) -> list[Tensor]:
+    """Every position, whatever the boxes: the dense distillation that AKDP is to be compared with."""
+    return [torch.ones(len(boxes), *grid.shape, dtype=torch.bool, device=grid.base_anchors.device) for grid in grids]
+
+
+MASKS: dict[str, Masks] = {
+    "all": every_box_at_every_level,
+    "best-level": every_box_at_its_best_level,
+    "everywhere": everywhere,
+}
 """By the value of `DistillOptions.boxes`."""

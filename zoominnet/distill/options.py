@@ -20,7 +20,7 @@ class DistillOptions:
         scope: "level": lambda and the maxima of each level alone; "all": of all levels together; "per_gt": of each level
             and box.
         boxes: one of :data:`zoominnet.distill.masks.MASKS`: "all": every box counts at every level; "best-level": a box counts only at the level where it finds
-            its highest IoU.
+            its highest IoU; "everywhere": all positions are key positions, whatever the boxes.
         normalise: compare the maps with each channel standardised over the batch's positions (PKD).
         channels: "sum" (Eq. 20) or "mean" over the channels.
         levels: "sum" or "mean" over the levels.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoominnet.distill.adapter import Adapter
-from zoominnet.models import Architecture, Outputs, RetinaNet
+from zoominnet.models import Architecture, Outputs, Predictions, RetinaNet
 from zoominnet.models.interfaces import Part
 
 
@@ -51,6 +51,41 @@ class MapPair:
     level: int
 
 
+@dataclass(frozen=True)
+class SameAnchors:
+    """Anchors of the teacher that are the anchors of a level of the student, at the student's input, one to one.
+
+    Attributes:
+        level: index of the teacher's level.
+        step: they are those of every so many-th row and column of it.
+    """
+
+    level: int
+    step: int
+
+    def of(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
+        """Of the teacher's predictions their logits [B, A, classes] and deltas [B, A, 4]."""
+        logits, deltas = predictions.logits[self.level], predictions.deltas[self.level]
+        if self.step == 1:
+            return logits, deltas
+        cells = predictions.grids[self.level].shape
+        thinned = (x.unflatten(1, (*cells, -1))[:, :: self.step, :: self.step].flatten(1, 3) for x in (logits, deltas))
+        return next(thinned), next(thinned)
+
+
+def same_anchors(student: Architecture, stride: int, teacher: Architecture) -> SameAnchors | None:
+    """Which anchors of `teacher` are those of the student's level of `stride`; None where there are none.
+
+    In the pixels that both see, a level's anchors have the side `anchor_side` x stride and stand a stride apart.
+    """
+    side, distance = student.anchor_side * stride * student.input_divisor, stride * student.input_divisor
+    for level, other in enumerate(teacher.strides):
+        step, between = divmod(distance, other * teacher.input_divisor)
+        if teacher.anchor_side * other * teacher.input_divisor == side and step and not between:
+            return SameAnchors(level, step)
+    return None
+
+
 class MapPairs:
     """The pairs of a student and a teacher.
 
@@ -60,7 +95,7 @@ class MapPairs:
         seed: of the adapter's initial weights.
 
     Attributes:
-        same_anchors: for each level of the student the index of the teacher's that has its anchors, None where none has.
+        same_anchors: for each level of the student the teacher's that has its anchors, None where none has.
         subsample: every second row and column of the teacher's maps is compared.
         adapter: brings the student's maps at `site` to the teacher's channels; None where they are equal.
 
@@ -86,9 +121,7 @@ class MapPairs:
                 f"{own.distill_size_multiple}, so that twice its deepest map is the teacher's"
             )
         self.partners = partners(own, theirs)
-        strides = [stride * theirs.input_divisor for stride in theirs.strides]
-        wanted = [stride * own.input_divisor for stride in own.strides]
-        self.same_anchors = tuple(strides.index(stride) if stride in strides else None for stride in wanted)
+        self.same_anchors = tuple(same_anchors(own, stride, theirs) for stride in own.strides)
         self.subsample = own.pairing == "subsampled"
         self.site = site
         self.adapter: Adapter | None = None

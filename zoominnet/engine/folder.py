@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from zoominnet.command import StandingOutput
+from zoominnet.command import StandingOutput, seed_of_data
 from zoominnet.config import ConfigError, TrainConfig
 from zoominnet.data import Split
 from zoominnet.engine.checkpoint import fsync
@@ -85,7 +85,7 @@ def evaluation_command(config: TrainConfig, checkpoint: Path, image_root: Path |
         return shlex.join([*words, "--data", str(part_file(config.out, "val")), "--images", str(image_root)])
     words += ["--data", config.data, "--split", config.val_split]
     if config.data == "synthetic":
-        words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(config.seed)]
+        words += ["--synthetic-images", str(config.synthetic_images[1]), "--seed", str(seed_of_data(config))]
     if config.data_format != "auto":
         words += ["--data-format", config.data_format]
     if config.images is not None:

@@ -1,4 +1,4 @@
-"""The anchors of every cell and level (DESIGN section 2: side 3 x stride, three scales, three ratios)."""
+"""The anchors of every cell and level (DESIGN section 2: three scales, three ratios)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from zoominnet.kernels import AnchorGrid
 from zoominnet.models.architectures import Architecture
 
-ANCHOR_SIDE_PER_STRIDE = 3  # octave_base_scale of the authors' configurations
 ANCHOR_SCALES = tuple(2 ** (octave / 3) for octave in range(3))
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
 ANCHORS_PER_CELL = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)
 
 
-def base_anchors(stride: int) -> Tensor:
-    """The K = 9 anchors of a cell of side `stride` px: float32[9, 4] around 0, ratios outermost."""
+def base_anchors(side: float) -> Tensor:
+    """The K = 9 anchors of a cell, the smallest square one of side `side` px: float32[9, 4] around 0, ratios outermost."""
     sides = [
-        (side / math.sqrt(ratio), side * math.sqrt(ratio))
+        (scaled / math.sqrt(ratio), scaled * math.sqrt(ratio))
         for ratio in ANCHOR_RATIOS
-        for side in (ANCHOR_SIDE_PER_STRIDE * stride * scale for scale in ANCHOR_SCALES)
+        for scaled in (side * scale for scale in ANCHOR_SCALES)
     ]
     return torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides])
 
@@ -33,7 +32,7 @@ class Anchors(nn.Module):
         super().__init__()
         self.architecture = architecture
         for i, stride in enumerate(architecture.strides):
-            self.register_buffer(f"base_{i}", base_anchors(stride), persistent=False)
+            self.register_buffer(f"base_{i}", base_anchors(architecture.anchor_side * stride), persistent=False)
 
     def forward(self, height: int, width: int) -> list[AnchorGrid]:
         """The levels' grids for an input of `height` x `width` px, multiples of 32."""

@@ -28,6 +28,7 @@ class Architecture:
         first_level, last_level: of the pyramid.
         head_depth: convolutions of each head tower.
         upsample_head: layer adaption, nearest 2x between tower and predictor.
+        anchor_side: of a cell's smallest square anchor, in strides (octave_base_scale of the authors' configurations).
         head: a name in :data:`zoominnet.models.heads.HEADS`.
         input_divisor: the model sees the images of a batch at 1 / this of their side (2: their 2x2 mean).
         pairing: how its maps pair with the teacher's; None for a teacher, which learns from nobody.
@@ -37,6 +38,7 @@ class Architecture:
     last_level: int
     head_depth: int
     upsample_head: bool = False
+    anchor_side: float = 3
     head: str = "retina"
     input_divisor: Literal[1, 2] = 2
     pairing: Pairing | None = None
@@ -66,6 +68,7 @@ class Architecture:
 ARCHITECTURES = {
     TEACHER: Architecture(3, 7, 4, input_divisor=1),
     "snet": Architecture(3, 7, 4, pairing="subsampled"),
+    "snet-12px": Architecture(3, 7, 4, anchor_side=1.5, pairing="subsampled"),
     "la": Architecture(3, 7, 4, upsample_head=True, pairing="upsampled"),
     "fa-thin": Architecture(2, 6, 2, pairing="shifted"),
     "fa": Architecture(2, 6, 4, pairing="shifted"),

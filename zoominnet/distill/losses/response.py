@@ -15,7 +15,8 @@ class Response(DistillLoss):
     boxes by the L1 distance of the deltas, times the teacher's highest probability of any class. Both are summed over the
     anchors of a position.
 
-    Every level of `la` and `fa` has the anchors of one of the teacher's; of `snet` all but the last, which has no loss.
+    Every level of `la` and `fa` has the anchors of one of the teacher's, of `snet-12px` those of every second cell; of
+    `snet` the last has none, and no loss.
     """
 
     needs: Part = "predictions"
@@ -30,10 +31,11 @@ class Response(DistillLoss):
             if partner is None:
                 losses.append(logits.new_zeros(()))
                 continue
-            targets = theirs.logits[partner].float().sigmoid()
+            their_logits, their_deltas = partner.of(theirs)
+            targets = their_logits.float().sigmoid()
             distance = (logits.sigmoid() - targets).square()
             classes = (distance * binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum(dim=-1)
-            boxes = (own.deltas[level].float() - theirs.deltas[partner].float()).abs().sum(dim=-1)
+            boxes = (own.deltas[level].float() - their_deltas.float()).abs().sum(dim=-1)
             of_anchors = classes + targets.amax(dim=-1) * boxes
             of_cells = of_anchors.view(*mask.shape, -1).sum(dim=-1)
             losses.append((of_cells * mask).sum() / mask.sum().clamp(min=1))

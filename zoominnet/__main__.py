@@ -9,6 +9,7 @@ COMMANDS = {
     "predict": "find objects in images and videos",
     "data": "check or convert a data set",
     "models": "the models that come with the package",
+    "reproduce": "the paper's tables, trained, measured and set beside its figures",
     "demo": "minutes on a laptop: a teacher, a student without and with distillation, and what they find",
     "doctor": "what this installation can run, what it cannot, and the remedy",
 }

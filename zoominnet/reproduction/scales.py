@@ -1,0 +1,53 @@
+"""The scales at which the tables are run: what is the same in all their trainings."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from zoominnet.config import PROFILES, TrainConfig
+
+ScaleName = Literal["paper", "small"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Attributes:
+    about: in a line.
+    config: of every training, but for what it says itself.
+    seeds: how many by default.
+    """
+
+    about: str
+    config: TrainConfig
+    seeds: int
+
+
+SCALES: dict[ScaleName, Scale] = {
+    "paper": Scale(
+        "as the paper: ResNet-50, 512 px for students and 1024 px for the teacher, 20 epochs of batches of 4; VisDrone's "
+        "folder by --data",
+        dataclasses.replace(PROFILES["paper"], val_every=20, log_every=50),
+        seeds=1,
+    ),
+    "small": Scale(
+        "for two cores: a narrow ResNet-18, 128 px for students and 256 px for the teacher, drawn scenes, minutes a run",
+        dataclasses.replace(
+            PROFILES["demo"],
+            synthetic_images=(3000, 300),
+            synthetic_zoom=6.0,
+            data_seed=0,
+            backbone="resnet18-quarter",
+            channels=64,
+            epochs=8,
+            teacher_epochs=16,
+            val_every=4,
+            cache="disk",
+            workers=0,
+            log_every=25,
+            checkpoint_every=10_000,
+        ),
+        seeds=3,
+    ),
+}

@@ -12,7 +12,12 @@ import pytest
 from zoominnet.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = {"kernels": 0, "models": 1, "distill": 2, "config": 3, "engine": 4, "prediction": 5, "commands": 6}
+LAYERS = {
+    name: number
+    for number, name in enumerate(
+        ("kernels", "models", "distill", "config", "engine", "prediction", "commands", "reproduction", "reproduce")
+    )
+}
 """Imports go from a greater number to a smaller one."""
 FREE = {"data", "evaluation"}
 """They know neither models nor engine."""
@@ -22,7 +27,7 @@ def sources() -> list[Path]:
     return [path for folder in ("zoominnet", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-DOORS = {"backbones", "necks", "heads", "losses", "watchers"}
+DOORS = {"backbones", "necks", "heads", "losses", "watchers", "items"}
 """Folders whose `__init__` says what is in them."""
 
 

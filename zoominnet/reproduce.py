@@ -98,7 +98,7 @@ def reproduce(
     trainings = {
         (training.name, seed): (training, seed) for name in names for training, seed in ITEMS[name].trainings(seeds)
     }
-    runs = runs_of(trainings.values(), scale, config.folder)
+    runs = runs_of(trainings.values(), scale, config.folder, SCALES[config.scale].taught)
     wanted = selected(runs, config.only)
     data = _Data(scale)
     estimates = Estimates(runs, lambda: data.images, lambda: data.classes)

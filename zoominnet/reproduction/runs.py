@@ -22,7 +22,7 @@ from zoominnet.errors import UserError
 from zoominnet.evaluate import EvaluateConfig, evaluate
 from zoominnet.models import TEACHER
 from zoominnet.models.architectures import SIZE_DIVISOR
-from zoominnet.reproduction.plan import Row, Training
+from zoominnet.reproduction.plan import Options, Row, Training
 from zoominnet.rules import option
 from zoominnet.train import read_config
 
@@ -156,8 +156,17 @@ class Run:
         return json.loads((self.folder / RESULT_FILE).read_text(encoding="utf-8"))["models"][self.phase]
 
 
-def runs_of(trainings: Iterable[tuple[Training, int]], scale: TrainConfig, out: Path) -> list[Run]:
-    """The runs in the folder `out`, in the order of `trainings`, of which each comes behind the teacher that it needs."""
+def runs_of(
+    trainings: Iterable[tuple[Training, int]], scale: TrainConfig, out: Path, taught: Options | None = None
+) -> list[Run]:
+    """The runs in the folder `out`.
+
+    Args:
+        trainings: with their seeds, in their order, each behind the teacher that it needs.
+        scale: what is the same in all.
+        out: the folder.
+        taught: options of those that have a teacher.
+    """
     runs: dict[tuple[str, int], Run] = {}
     for training, seed in trainings:
         teacher = None
@@ -165,9 +174,10 @@ def runs_of(trainings: Iterable[tuple[Training, int]], scale: TrainConfig, out: 
             name = training.teacher.name
             teacher = runs.get((name, seed)) or next(run for run in runs.values() if run.training.name == name)
         folder = training.name if training.once else f"{training.name}-seed{seed}"
-        options = {**training.options, **training.derived(scale), "seed": seed, "out": out / folder}
+        options: dict[str, Any] = {"seed": seed, "out": out / folder}
         if teacher is not None:
-            options |= {"teacher": str(teacher.folder), "check_teacher": False}
+            options |= {"teacher": str(teacher.folder), "check_teacher": False, **(taught or {})}
+        options |= {**training.options, **training.derived(scale)}
         config = dataclasses.replace(scale, **options)
         config.check()
         runs[training.name, seed] = Run(training, seed, config, teacher)

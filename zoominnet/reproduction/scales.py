@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from zoominnet.config import PROFILES, TrainConfig
+from zoominnet.reproduction.plan import Options
 
 ScaleName = Literal["paper", "small"]
 
@@ -17,11 +18,13 @@ class Scale:
     about: in a line.
     config: of every training, but for what it says itself.
     seeds: how many by default.
+    taught: options of the trainings that have a teacher.
     """
 
     about: str
     config: TrainConfig
     seeds: int
+    taught: Options = field(default_factory=dict)
 
 
 SCALES: dict[ScaleName, Scale] = {
@@ -35,14 +38,14 @@ SCALES: dict[ScaleName, Scale] = {
         "for two cores: a narrow ResNet-18, 128 px for students and 256 px for the teacher, drawn scenes, minutes a run",
         dataclasses.replace(
             PROFILES["demo"],
-            synthetic_images=(3000, 300),
+            synthetic_images=(2500, 300),
             synthetic_zoom=6.0,
             data_seed=0,
             backbone="resnet18-quarter",
             channels=64,
-            epochs=8,
+            epochs=6,
             teacher_epochs=16,
-            val_every=4,
+            val_every=2,
             cache="disk",
             workers=0,
             log_every=25,

@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
-from zoominnet.models import WeightsError, build_model, load_weights
+from zoominnet.models import ARCHITECTURES, STUDENTS, WeightsError, build_model, inherit_weights, load_weights
 from zoominnet.models.weights import read_stride_in_1x1
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -211,3 +211,92 @@ def test_real_weights_with_their_stride() -> None:
         stem = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
         expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(stem))))
         assert torch.equal(model.backbone(x)[-1], expected)
+
+
+TINY = {"num_classes": 3, "channels": 8}
+BELOW = {f"fpn.output.p2.{kind}": f"fpn.output.p3.{kind}" for kind in ("weight", "bias")}
+"""What FA has from another place than its own name."""
+FRESH = {"fpn.lateral.c2.weight", "fpn.lateral.c2.bias"}
+
+
+@pytest.mark.parametrize("backbone", ["resnet10-quarter", "timm:mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_begins_with_its_teachers_weights(name: str, backbone: str) -> None:
+    """Each tensor of the student is the teacher's of the name that stands here; what the teacher has more is reported."""
+    torch.manual_seed(0)
+    teacher = build_model("teacher", backbone, image_size=128, **TINY)
+    student = build_model(name, backbone, image_size=64, **TINY)
+    with torch.no_grad():  # those that all models begin with, as ones and zeros, differ too
+        for tensor in (*teacher.state_dict().values(), *student.state_dict().values()):
+            tensor += (1000 * torch.rand(tensor.shape)).to(tensor.dtype)
+    before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
+    report = inherit_weights(student, teacher)
+    own, theirs = student.state_dict(), teacher.state_dict()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in theirs.items())
+    is_fa = name.startswith("fa")
+    for key, tensor in own.items():
+        if is_fa and key in FRESH:
+            assert not tensor.any()
+        else:
+            assert torch.equal(tensor, theirs[BELOW.get(key, key) if is_fa else key]), key
+            assert tensor.data_ptr() != theirs[BELOW.get(key, key)].data_ptr()
+    assert set(report.loaded) == set(own) - FRESH
+    assert set(report.fresh) == (FRESH if is_fa else set())
+    assert report.mismatched == ()
+    unused = {f"fpn.extra.p7.{kind}" for kind in ("weight", "bias")} if is_fa else set()
+    if name == "fa-thin":
+        towers = ("classification", "regression")
+        unused |= {f"head.{t}.tower.{i}.{kind}" for t in towers for i in (2, 3) for kind in ("weight", "bias")}
+    assert set(report.unused) == unused
+    assert report.lines()[0] == f"weights of the teacher: {len(own) - (2 if is_fa else 0)} tensors loaded"
+    assert report.lines()[1:2] == (["  not in the teacher: fpn.lateral (2)"] if is_fa else [])
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_begins_as_its_teacher_of_the_same_image(name: str) -> None:
+    """Its maps are the teacher's of the image that it sees; FA's P2 is the first output of the sum above it, drawn larger."""
+    torch.manual_seed(0)
+    teacher = build_model("teacher", "resnet10-quarter", image_size=128, **TINY).eval()
+    student = build_model(name, "resnet10-quarter", image_size=128, **TINY).eval()
+    inherit_weights(student, teacher)
+    image = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        own, theirs = student.features(image), teacher.features(image)
+        maps = dict(zip(student.architecture.levels, own, strict=True))
+        shared = set(maps) & set(teacher.architecture.levels)
+        assert len(shared) >= 4
+        assert all(torch.equal(maps[level], theirs[level - 3]) for level in shared)
+        if 2 in maps:
+            stages, sums = teacher.backbone((image - teacher.mean) / teacher.std), []
+            for stage in (5, 4, 3):
+                lateral = teacher.fpn.lateral[f"c{stage}"](stages[stage - 2])
+                sums.append(lateral + sums[-1].repeat_interleave(2, 2).repeat_interleave(2, 3) if sums else lateral)
+            wanted = teacher.fpn.output["p3"](sums[-1].repeat_interleave(2, 2).repeat_interleave(2, 3))
+            torch.testing.assert_close(maps[2], wanted)
+        if student.architecture == ARCHITECTURES["snet"]:
+            assert torch.equal(student.predict_raw(image)[0], teacher.predict_raw(image)[0])
+
+
+def test_what_a_student_cannot_inherit() -> None:
+    torch.manual_seed(0)
+    teacher = build_model("teacher", "resnet10-quarter", image_size=128, num_classes=3, channels=16)
+    student = build_model("fa", "resnet10-quarter", image_size=64, **TINY)
+    before = {key: tensor.clone() for key, tensor in student.state_dict().items()}
+    report = inherit_weights(student, teacher)
+    for key, tensor in student.state_dict().items():
+        if key.startswith("backbone."):
+            assert torch.equal(tensor, teacher.state_dict()[key])
+        else:  # of other channels: as it was, the lateral of C2 too, for what stands above it is not the teacher's
+            assert torch.equal(tensor, before[key])
+    assert "fpn.output.p2.weight: teacher (16, 16, 3, 3), model (8, 8, 3, 3)" in report.mismatched
+    assert set(report.fresh) == FRESH
+
+    other = build_model("fa", "resnet18-quarter", image_size=64, **TINY)
+    with pytest.raises(WeightsError, match=r"of the teacher: does not fit resnet18-quarter: .* or another --backbone"):
+        inherit_weights(other, teacher)
+    teacher.fpn.output["p4"].bias.data[3] = math.nan
+    twin = build_model("snet", "resnet10-quarter", image_size=64, num_classes=3, channels=16)
+    with pytest.raises(
+        WeightsError, match=r"of the teacher: fpn.output.p4.bias holds NaN or Inf; use an undamaged teacher"
+    ):
+        inherit_weights(twin, teacher)

@@ -4,7 +4,7 @@ from zoominnet.models.architectures import ARCHITECTURES, STUDENTS, TEACHER, Arc
 from zoominnet.models.frozen import frozen_copy
 from zoominnet.models.interfaces import LaPredictor, Outputs, Predictions
 from zoominnet.models.retinanet import RetinaNet, build_model
-from zoominnet.models.weights import LoadReport, WeightsError, load_weights
+from zoominnet.models.weights import LoadReport, WeightsError, inherit_weights, load_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,5 +19,6 @@ __all__ = [
     "WeightsError",
     "build_model",
     "frozen_copy",
+    "inherit_weights",
     "load_weights",
 ]

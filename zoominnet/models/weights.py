@@ -1,7 +1,8 @@
-"""Pretrained weights from a local file or torchvision's enums, mapped by pyramid stage, with a report of the fit."""
+"""Pretrained weights from a local file, torchvision's enums or a teacher, mapped by pyramid stage, with a report of the fit."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import warnings
@@ -33,7 +34,7 @@ class WeightsError(UserError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weights file gave a model. Names are the model's, except in `unused`.
+    """What a file or another model gave a model. Names are the model's, except in `unused`.
 
     Attributes:
         source: where the weights came from.
@@ -41,6 +42,7 @@ class LoadReport:
         fresh: tensors of the model that the source lacks: they keep their initial values.
         mismatched: tensors whose shape differs, as "name: file (…), model (…)": they keep their initial values.
         unused: tensors of the source without a place in the model.
+        kind: what the source is.
     """
 
     source: str
@@ -48,6 +50,7 @@ class LoadReport:
     fresh: tuple[str, ...]
     mismatched: tuple[str, ...]
     unused: tuple[str, ...]
+    kind: str = "file"
 
     def lines(self) -> list[str]:
         """Human-readable summary, tensors counted by module."""
@@ -57,7 +60,7 @@ class LoadReport:
             return ", ".join(f"{module} ({n})" for module, n in counts.items())
 
         lines = [f"weights {self.source}: {len(self.loaded)} tensors loaded"]
-        for label, names in (("not in the file", self.fresh), ("not used", self.unused)):
+        for label, names in ((f"not in the {self.kind}", self.fresh), ("not used", self.unused)):
             if names:
                 lines.append(f"  {label}: {by_module(names)}")
         lines.extend(f"  shape differs: {name}" for name in self.mismatched)
@@ -204,32 +207,80 @@ def load_weights(model: RetinaNet, source: str | Path) -> LoadReport:
     for key in state:
         of_backbone = model.backbone.own_name(key)
         renamed[rename_key(key) if of_backbone is None else f"backbone.{of_backbone}"] = key
+    return _copy(model, state, renamed, LoadReport(description, (), (), (), ()))
+
+
+def inherit_weights(student: RetinaNet, teacher: RetinaNet) -> LoadReport:
+    """Copies of a teacher's tensors all that have a place in its student, and reports the rest.
+
+    Backbone, laterals, outputs and extra levels of the pyramid, towers and predictors are taken by name, that is by the stage
+    that they compute from and by their place in the tower: a student then makes of its image what the teacher makes of that
+    same image. So FA's P3 to P6 are the teacher's P3 to P6 and not its P4 to P7, which they learn to resemble: an output
+    convolution goes with the laterals whose sum it reads, and those are tied to their stages by their channels.
+
+    A level below the teacher's first (FA's P2) has the teacher's first output convolution; its lateral, which the teacher
+    lacks, starts from zero, so that the level starts as what the teacher makes of the sum above it, without noise. Of towers
+    of fewer convolutions (fa-thin's) the first ones are taken.
+
+    Args:
+        student: changed in place.
+        teacher: of the same kind of backbone; where its channels differ, pyramid and head keep their initial values.
+
+    Raises:
+        WeightsError: the backbones differ, or a tensor holds NaN or Inf.
+    """
+    own, state, first = student.state_dict(), teacher.state_dict(), teacher.architecture.first_level
+    below = {f"p{level}": f"c{level}" for level in range(student.architecture.first_level, first)}
+    sources = {name: name for name in state}
+    for name in own:
+        if name.startswith("fpn.output.") and name.split(".")[2] in below:
+            sources[name] = name.replace(name.split(".")[2], f"p{first}")
+    report = _copy(student, state, sources, LoadReport("of the teacher", (), (), (), (), kind="teacher"))
+    for level, stage in below.items():
+        if f"fpn.output.{level}.weight" in report.loaded:
+            own[f"fpn.lateral.{stage}.weight"].zero_()
+            own[f"fpn.lateral.{stage}.bias"].zero_()
+    return report
+
+
+def _copy(model: RetinaNet, state: Mapping[str, Tensor], sources: Mapping[str, str], report: LoadReport) -> LoadReport:
+    """Copies `state` to `model` as far as it fits.
+
+    Args:
+        model: changed in place.
+        state: tensors by the names of the source.
+        sources: the model's names to those.
+        report: with `source` and `kind`.
+
+    Returns:
+        `report` with what came of it.
+    """
     own = model.state_dict()
     loaded, mismatched = [], []
     for name, tensor in own.items():
-        if name not in renamed:
+        if name not in sources:
             continue
-        value = state[renamed[name]]
+        value = state[sources[name]]
         if value.shape != tensor.shape:
-            mismatched.append(f"{name}: file {tuple(value.shape)}, model {tuple(tensor.shape)}")
+            mismatched.append(f"{name}: {report.kind} {tuple(value.shape)}, model {tuple(tensor.shape)}")
         elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{description}: {renamed[name]} holds NaN or Inf; use an undamaged file")
+            raise WeightsError(f"{report.source}: {sources[name]} holds NaN or Inf; use an undamaged {report.kind}")
         else:
             loaded.append(name)
     backbone = [name for name in own if name.startswith("backbone.") and not name.endswith("num_batches_tracked")]
     missing = [name for name in backbone if name not in set(loaded)]
     if missing:
         raise WeightsError(
-            f"{description}: does not fit {model.backbone_name}: {len(missing)} of {len(backbone)} backbone tensors are "
+            f"{report.source}: does not fit {model.backbone_name}: {len(missing)} of {len(backbone)} backbone tensors are "
             f"missing or of another shape (first: {missing[0]}); give weights of {model.backbone_name} or another --backbone"
         )
-    model.load_state_dict({name: state[renamed[name]] for name in loaded}, strict=False)
-    return LoadReport(
-        source=description,
+    model.load_state_dict({name: state[sources[name]] for name in loaded}, strict=False)
+    return dataclasses.replace(
+        report,
         loaded=tuple(loaded),
-        fresh=tuple(name for name in own if name not in renamed and not name.endswith("num_batches_tracked")),
+        fresh=tuple(name for name in own if name not in sources and not name.endswith("num_batches_tracked")),
         mismatched=tuple(mismatched),
-        unused=tuple(key for name, key in renamed.items() if name not in own),
+        unused=tuple(key for name, key in sources.items() if name not in own),
     )
 
 

@@ -45,6 +45,8 @@ MAY_CHANGE = object()
 Amp = Literal["auto", "off", "bf16", "fp16"]
 Profile = Literal["paper", "repo", "wang2019", "demo"]
 NO_STUDENT = "none"
+OF_THE_TEACHER = "the teacher's"
+"""Of `MadeOf.weights`: they are copied from the teacher."""
 AtLeast1 = Annotated[int, at_least(1)]
 AtLeast1OrNone = Annotated[int | None, at_least(1)]
 KNOWN_BACKBONE = Rule(
@@ -159,6 +161,10 @@ class TrainConfig:
     RetinaNet."""
     teacher_weights: str | None = None
     """Initial weights of the teacher with --teacher train. None: as --weights."""
+    init_from_teacher: bool = False
+    """The student begins with the teacher's weights in the place of --weights: backbone, pyramid and head, tensor by tensor as
+    far as it has them, and what was not taken is printed. Needs the teacher's --backbone; also with --no-distill, which is then
+    fine-tuning (paper: no)."""
     stride_in_1x1: bool | None = None
     """Bottlenecks stride in their 1x1 convolution, as Caffe-style weights need. None: as the weights file says, else
     False (torchvision)."""
@@ -326,11 +332,18 @@ class TrainConfig:
         object.__setattr__(self, "distill_losses", tuple((name, factor) for name, factor in self.distill_losses))
 
     @property
-    def uses_teacher(self) -> bool:
+    def distils(self) -> bool:
+        """Whether the student learns from a teacher."""
         return self.distill and self.lambda_distill != 0 and self.student != NO_STUDENT
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a student needs a teacher, to learn from it or to begin with its weights."""
+        return self.distils or (self.init_from_teacher and self.student != NO_STUDENT)
+
     def settled(self) -> TrainConfig:
-        """With what follows from other options: nothing is frozen that starts from random values."""
+        """With what follows from other options: nothing is frozen that starts from random values, as a student does not
+        that starts from its teacher's."""
         if any(each.weights != "none" for each in self.trained):
             return self
         return dataclasses.replace(self, frozen_stages=0, norm_eval=False)
@@ -339,7 +352,7 @@ class TrainConfig:
         """What one of `ARCHITECTURES` begins with in this run."""
         own = MadeOf(self.backbone, self.channels, self.weights)
         if model != TEACHER:
-            return own
+            return own._replace(weights=OF_THE_TEACHER) if self.init_from_teacher else own
         return MadeOf(
             self.teacher_backbone or own.backbone,
             self.teacher_channels or own.channels,
@@ -397,10 +410,19 @@ class TrainConfig:
                 f"--teacher-weights {self.teacher_weights}: the teacher {self.teacher} is trained already; leave one of "
                 "the two out"
             )
-        if self.uses_teacher and self.image_size % (multiple := ARCHITECTURES[self.student].distill_size_multiple):
+        if self.distils and self.image_size % (multiple := ARCHITECTURES[self.student].distill_size_multiple):
             raise ConfigError(
                 f"--image-size: {self.image_size} is not a multiple of {multiple}, as distillation into "
                 f"{self.student!r} needs: twice its deepest map must be the teacher's"
+            )
+        if self.init_from_teacher and self.student == NO_STUDENT:
+            raise ConfigError(
+                "--init-from-teacher: --student none leaves no student to begin so; leave one of the two out"
+            )
+        if self.init_from_teacher and self.teacher_backbone not in (None, self.backbone):
+            raise ConfigError(
+                f"--init-from-teacher: the teacher's backbone is {self.teacher_backbone}, the student's {self.backbone}, "
+                "which cannot begin with its weights; give one --backbone to both, or leave out --init-from-teacher"
             )
         if self.student == NO_STUDENT and self.teacher != "train":
             raise ConfigError(f"--student none: nothing is left to train with --teacher {self.teacher}; leave one out")

@@ -111,6 +111,16 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
             f"{what}: its backbone is {info.backbone}, not {config.teacher_backbone}; leave out --teacher-backbone, or "
             "give another teacher"
         )
+    if config.init_from_teacher and info.backbone != config.backbone:
+        raise ConfigError(
+            f"--init-from-teacher: the backbone of {config.teacher} is {info.backbone}, the student's {config.backbone}; "
+            f"give --backbone {info.backbone}, another teacher, or leave out --init-from-teacher"
+        )
+    if config.init_from_teacher and config.stride_in_1x1 not in (None, info.stride_in_1x1):
+        raise ConfigError(
+            f"--stride-in-1x1 {config.stride_in_1x1}: {what} has {info.stride_in_1x1}, and its weights fit no other; leave "
+            "out --stride-in-1x1, or --init-from-teacher"
+        )
     if info.neck != config.neck:
         raise ConfigError(
             f"{what}: its neck is {info.neck}, this run's {config.neck}; give --neck {info.neck} or another teacher"

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import zoominnet
 from zoominnet.command import check_same_classes, installed_version, left_out_of, open_data, open_parts
-from zoominnet.config import NO_STUDENT, ConfigError, TrainConfig
+from zoominnet.config import NO_STUDENT, OF_THE_TEACHER, PROFILES, ConfigError, TrainConfig
 from zoominnet.data import CacheOptions, DetectionDataset, Split
 from zoominnet.data.write import write_coco
 from zoominnet.distill import Distiller
@@ -55,7 +55,7 @@ from zoominnet.engine.log import logged
 from zoominnet.engine.precision import AUTOCAST_DTYPES, choose_amp
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
-from zoominnet.models import TEACHER, RetinaNet, build_model, load_weights
+from zoominnet.models import TEACHER, LoadReport, RetinaNet, build_model, inherit_weights, load_weights
 from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
 from zoominnet.models.weights import read_stride_in_1x1
 from zoominnet.rules import option
@@ -135,12 +135,17 @@ class Run:
         for field in ("teacher_backbone", "teacher_channels", "teacher_weights"):
             if not (config.uses_teacher or config.student == NO_STUDENT) and getattr(config, field) is not None:
                 self.warn(f"{option(field)} {getattr(config, field)}: not used, for nothing is distilled")
+        if config.init_from_teacher and config.weights not in (
+            PROFILES[config.profile].weights,
+            *(each.weights for each in config.trained),
+        ):
+            self.warn(f"--weights {config.weights}: not used, for the student begins with the teacher's")
         if config.uses_teacher:
             self.teacher = self._obtain_teacher(rows)
         if config.student == NO_STUDENT:
             name, label, best = "teacher", "teacher", self._train_teacher()
         else:
-            name, label = "student", f"{config.student} + CSKD" if self.teacher is not None else config.student
+            name, label = "student", f"{config.student} + CSKD" if config.distils else config.student
             best = self._train(name, config.student, config.epochs)
         model, _ = self._load(best)
         rows[name] = {"label": label, **describe(model), **self._measure(model, f"the {name}").values}
@@ -289,12 +294,15 @@ class Run:
         return wanted_backend(self.config)
 
     def _new_model(self, name: str) -> RetinaNet:
-        """A fresh model with its pretrained weights, the same whatever was built before it."""
+        """A fresh model with its pretrained weights or its teacher's, the same whatever was built before it."""
         config = self.config
         seed_everything(config.seed)
         backbone, channels, weights = config.made_of(name)
+        teacher = self.teacher if weights == OF_THE_TEACHER else None
         stride = config.stride_in_1x1 and backbone in WITH_BOTTLENECKS
-        if config.stride_in_1x1 is None and (stride := read_stride_in_1x1(weights)) is not None:
+        if teacher is not None:
+            stride = teacher.stride_in_1x1
+        elif config.stride_in_1x1 is None and (stride := read_stride_in_1x1(weights)) is not None:
             self.say(f"{name}: stride_in_1x1 {stride}, as the metadata of {weights} say")
         if stride and backbone not in WITH_BOTTLENECKS:
             raise ConfigError(
@@ -315,18 +323,24 @@ class Run:
             assigner=config.assigner,
             classification_loss=config.classification_loss,
             box_loss=config.box_loss,
+            normalisation=None if teacher is None else teacher.normalisation,
         )
         model.set_kernel_backend(self._backend)
         if weights == "none" and (config.frozen_stages or config.norm_eval):
             self.say(f"{name}: weights none: nothing to freeze, so all stages and BatchNorm train")
-        if weights != "none":
+        if teacher is not None:
+            self._say_loaded(name, inherit_weights(model, teacher))
+        elif weights != "none":
             with self.console.status(f"loading weights {weights}", spinner="line"):
                 report = load_weights(model, weights)
-            for line in report.lines():
-                self.say(f"{name}: {line}")
+            self._say_loaded(name, report)
         if (warning := self.ranks.synchronise_batchnorm(model)) is not None:
             self.warn(f"{name}: {warning}")
         return model.place(self.device)
+
+    def _say_loaded(self, name: str, report: LoadReport) -> None:
+        for line in report.lines():
+            self.say(f"{name}: {line}")
 
     def _train(self, name: str, architecture: str, epochs: int) -> Path:
         """Trains one model from where it stands to the end; from the teacher, where there is one.
@@ -363,7 +377,7 @@ class Run:
     def _take_teacher(self, name: str, model: RetinaNet) -> Distiller | None:
         """What `model` learns by, where there is a teacher; which then goes, for the distiller has what it needs of it."""
         config, teacher, self.teacher = self.config, self.teacher, None
-        if teacher is None:
+        if teacher is None or not config.distils:
             return None
         dtype = AUTOCAST_DTYPES.get(config.amp)
         distiller = Distiller(model, teacher, config.distill_options(), seed=config.seed, dtype=dtype)

@@ -192,8 +192,14 @@ class TrainConfig:
     """"train" trains a teacher first, or the run folder, checkpoint or .safetensors file of a trained one."""
     check_teacher: bool = True
     """Measure and print the teacher's AP on the validation split before distillation starts."""
-    lambda_distill: Annotated[float, NOT_NEGATIVE] = 0.01
-    """Weight of the distillation loss (paper, Eq. 21); 0 is exactly --no-distill."""
+    lambda_distill: Annotated[
+        Literal["auto"] | float, Rule(lambda weight: weight == "auto" or weight >= 0, "is negative")
+    ] = 0.01
+    """Weight of the distillation loss (paper, Eq. 21: 0.01); 0 is exactly --no-distill. auto: in each step what holds
+    --distill-gradient-ratio."""
+    distill_gradient_ratio: Annotated[float | None, POSITIVE] = None
+    """With --lambda-distill auto: how large the distillation's gradient is to be on the pyramid's outputs, as a share of the
+    task's. None: 0.5."""
     distill_losses: Annotated[
         tuple[tuple[DistillLoss, float], ...],
         Rule(lambda pairs: all(factor > 0 for _, factor in pairs), "have a factor that is not positive"),
@@ -379,6 +385,7 @@ class TrainConfig:
             levels=self.distill_levels,
             divisor=self.distill_divisor,
             warmup_steps=self.distill_warmup_steps,
+            gradient_ratio=self.distill_gradient_ratio or DistillOptions.gradient_ratio,
         )
 
     def check(self) -> None:
@@ -428,6 +435,11 @@ class TrainConfig:
             raise ConfigError(f"--student none: nothing is left to train with --teacher {self.teacher}; leave one out")
         if self.mask_scope == "all" and self.mask_boxes == "best-level":
             raise ConfigError("--mask-scope all and --mask-boxes best-level exclude each other; choose one")
+        if self.distill_gradient_ratio is not None and self.lambda_distill != "auto":
+            raise ConfigError(
+                f"--distill-gradient-ratio {self.distill_gradient_ratio}: --lambda-distill {self.lambda_distill} is held "
+                "whatever the gradients; give --lambda-distill auto, or leave this out"
+            )
         if self.cache_folder is not None and self.cache != "disk":
             raise ConfigError(
                 f"--cache-folder {self.cache_folder}: without --cache disk it is not used; add it, or leave this out"

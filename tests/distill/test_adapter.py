@@ -180,7 +180,7 @@ def test_the_gradient_ratio_sees_through_it() -> None:
     module = TrainingModule(student, Distiller(student, teacher, DistillOptions())).train()
     losses = module(images(), TARGETS)
     assert losses.distill is not None
-    watcher = GradientRatio(SimpleNamespace(ranks=Ranks(torch.device("cpu"))))  # type: ignore[arg-type]
+    watcher = GradientRatio(SimpleNamespace(ranks=Ranks(torch.device("cpu")), held_weight=None))  # type: ignore[arg-type]
     weighted = 0.01 * losses.distill.loss
     with watcher.around_backward(True, weighted, losses.features, torch.tensor(1.0)):
         (sum(losses.task.values()) + weighted).backward()

@@ -193,7 +193,9 @@ def test_no_boxes_at_all_is_zero_and_in_the_graph() -> None:
 
 def test_warmup_rises_linearly() -> None:
     options = DistillOptions(weight=0.01, warmup_steps=4)
-    assert [options.weight_at(step) for step in range(6)] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+    assert [options.warmed_up(options.weight, step) for step in range(6)] == pytest.approx(
+        [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01]
+    )
 
 
 @pytest.mark.parametrize(

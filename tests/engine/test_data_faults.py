@@ -324,7 +324,7 @@ def test_f10_nothing_waits_for_the_device_before_the_losses_are_read(
     boxes = ((20.0, 30.0, 60.0, 90.0), (100.0, 100.0, 190.0, 180.0))
     config = TrainConfig(amp="bf16" if device == "cuda" else "off", clip_grad_norm=10.0, ignored="honour", lr=1e-6)
     scaler, schedule = torch.amp.GradScaler(device, enabled=False), Schedule(1e-6, 1e-6, 0, (), 1.0, 10)
-    watcher = GradientRatio(SimpleNamespace(ranks=ranks))  # type: ignore[arg-type]
+    watcher = GradientRatio(SimpleNamespace(ranks=ranks, held_weight=None))  # type: ignore[arg-type]
     optimizer = build_optimizer(module, config)
     update = Update(config, schedule, optimizer, scaler, module.distiller, [watcher], ranks)
     geometry = ResizeGeometry.fit(256, 256, 256, "squash")

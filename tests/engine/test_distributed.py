@@ -146,6 +146,19 @@ def test_f12_f17_two_ranks_train_as_one(alone: Path, pair: Path, phase: str) -> 
 
 
 @pytest.mark.slow
+def test_ranks_hold_one_ratio_of_gradients(options: list[str], tmp_path: Path) -> None:
+    """--lambda-distill auto: each weight follows from the gradients of all ranks."""
+    for size in (1, 2):
+        run = [*options, "--lambda-distill", "auto", "--out", str(tmp_path / str(size))]
+        statuses, talk = train_in_ranks(size, run, tmp_path / f"talk{size}")
+        assert statuses == [0] * size, talk
+    assert_same_training(tmp_path / "1" / "student", tmp_path / "2" / "student")
+    weights = [line["lambda_distill"] for line in metrics(tmp_path / "2" / "student")]
+    assert weights[0] == weights[1]
+    assert len(set(weights)) == 3
+
+
+@pytest.mark.slow
 def test_f12_f17_four_ranks_train_as_one(alone: Path, options: list[str], tmp_path: Path) -> None:
     """One image each: at every step some have no box, no positive anchor and no masked position. The fast kernels
     too, where they are built."""

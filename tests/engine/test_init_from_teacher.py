@@ -177,5 +177,6 @@ def test_a_teacher_that_is_trained_first_hands_on_its_weights_and_a_resumed_run_
     assert tiny_train(*options, "--resume", out="parts") == 0
     for phase in ("teacher", "student"):
         assert_same_training(tmp_path / "whole", tmp_path / "parts", phase)
-    model, _ = load_model(list_checkpoints(tmp_path / "parts" / "student" / "checkpoints")[-1])
+    model, info = load_model(list_checkpoints(tmp_path / "parts" / "student" / "checkpoints")[-1])
     assert model.name == "fa-thin"
+    assert info.config["lambda_distill"] == "auto"

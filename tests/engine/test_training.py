@@ -487,8 +487,8 @@ def test_distillation_that_drowns_the_task_is_reported(
 
 def test_gradient_squares_by_hand() -> None:
     # Level 0: distillation (3, 4), whole (3, 16) -> task (0, 12). Level 1: no distillation, task (5, 0).
-    # The squares are 25 and 144 + 25; the whole was scaled by 2.
-    distill = (torch.tensor([3.0, 4.0]), None)
+    # The squares are 25 and 144 + 25; both were scaled by 2.
+    distill = (torch.tensor([6.0, 8.0]), None)
     totals = [torch.tensor([6.0, 32.0]), torch.tensor([10.0, 0.0])]
     assert gradient_squares(distill, totals, torch.tensor(2.0), Ranks(torch.device("cpu"))).tolist() == [25, 169]
 

@@ -19,6 +19,7 @@ from zoominnet.distill.losses import LOSSES, DistillStep
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.options import DistillOptions
 from zoominnet.distill.pairs import MapPairs
+from zoominnet.distill.weight import HeldWeight
 from zoominnet.kernels import AnchorGrid
 from zoominnet.models import Outputs, RetinaNet, frozen_copy
 from zoominnet.models.interfaces import Part
@@ -57,6 +58,7 @@ class Distiller:
     Attributes:
         teacher: the copy (:func:`zoominnet.models.frozen_copy`), as far as the losses need it.
         adapter: brings the student's maps to the teacher's channels; None where they are equal.
+        held: the weight that the options call "auto"; None where they say a number.
 
     Raises:
         ValueError: models whose maps cannot be paired.
@@ -74,6 +76,7 @@ class Distiller:
         self.pairs = MapPairs(student, teacher, options.at, seed)
         self.adapter = self.pairs.adapter
         self.options = options
+        self.held = HeldWeight(options.gradient_ratio) if options.weight == "auto" else None
         self.losses = {name: LOSSES[name](options) for name in options.losses}
         self.needs: Part = max((loss.needs for loss in self.losses.values()), key=get_args(Part).index)
         self.teacher = frozen_copy(teacher, self.needs, dtype)
@@ -82,6 +85,12 @@ class Distiller:
         self.backend = student.kernel_backend
         self._stream: torch.cuda.Stream | None = None
         self._compiled = False
+
+    def weight_at(self, step: int) -> float:
+        """The loss' weight in optimiser step `step` (0 is the first)."""
+        weight = self.options.weight if self.held is None else self.held.at(step)
+        assert weight != "auto"
+        return self.options.warmed_up(weight, step)
 
     @torch.no_grad()
     def teacher_outputs(self, images: Tensor) -> Outputs:

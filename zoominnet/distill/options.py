@@ -12,7 +12,7 @@ class DistillOptions:
     """The paper's open questions as named options (PEERS section 5); the defaults are the profile `paper`.
 
     Attributes:
-        weight: lambda_distill of Eq. 21-22.
+        weight: lambda_distill of Eq. 21-22; "auto": what :class:`zoominnet.distill.weight.HeldWeight` makes of the gradients.
         losses: which of :data:`zoominnet.distill.losses.LOSSES` are summed, each with its own factor.
         at: one of :data:`zoominnet.distill.pairs.SITES`: "fpn" compares the pyramid's outputs, "tower" those of both head towers (their losses add).
         threshold: "adaptive" (Eq. 15), "adaptive-nonzero" (over overlapping pairs only) or a factor in (0, 1) in
@@ -26,9 +26,10 @@ class DistillOptions:
         levels: "sum" or "mean" over the levels.
         divisor: the sum is divided by this times the number of masked positions: 1 (Eq. 21), or 2 as Wang et al.
         warmup_steps: the weight rises linearly from 0 over so many steps.
+        gradient_ratio: what weight "auto" holds.
     """
 
-    weight: float = 0.01
+    weight: Literal["auto"] | float = 0.01
     losses: Mapping[str, float] = field(default_factory=lambda: {"pa-l2": 1.0})
     at: str = "fpn"
     threshold: Literal["adaptive", "adaptive-nonzero"] | float = "adaptive"
@@ -39,7 +40,8 @@ class DistillOptions:
     levels: Literal["sum", "mean"] = "sum"
     divisor: float = 1.0
     warmup_steps: int = 0
+    gradient_ratio: float = 0.5
 
-    def weight_at(self, step: int) -> float:
-        """The weight of optimiser step `step` (0 is the first)."""
-        return self.weight if step >= self.warmup_steps else self.weight * (step + 1) / self.warmup_steps
+    def warmed_up(self, weight: float, step: int) -> float:
+        """What of `weight` holds in optimiser step `step` (0 is the first)."""
+        return weight if step >= self.warmup_steps else weight * (step + 1) / self.warmup_steps

@@ -54,6 +54,7 @@ def read_losses(
         level_losses = distiller.by_level(parts)
         values["distill"] = float(distiller.over_levels(level_losses))
         values["loss"] += weight * values["distill"]
+        values["lambda_distill"] = weight
         values["distill_levels"] = level_losses.tolist()
         if len(parts) > 1:
             values |= {f"distill_{name}": part.tolist() for name, part in zip(distiller.losses, parts, strict=True)}

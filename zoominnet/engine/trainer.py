@@ -106,7 +106,8 @@ class Phase:
         )
         self.schedule = Schedule.from_config(config, self.plan.steps_per_epoch, epochs)
         self.total_steps = self.schedule.total_steps
-        self.watched = Watched(name, config, model, self.total_steps, ranks, console)
+        held_weight = None if distiller is None else distiller.held
+        self.watched = Watched(name, config, model, self.total_steps, ranks, console, held_weight)
         self.watchers = [watcher(self.watched) for watcher in WATCHERS]
         adapter = None if distiller is None else distiller.adapter
         self.state = TrainingState(model, self.optimizer, self.scaler, self.watchers, self.total_steps, adapter)

@@ -79,7 +79,7 @@ class Update:
         dtype = AUTOCAST_DTYPES.get(self.config.amp)
         with torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not None):
             losses: StepLosses = module(images, targets)
-        weight = 0.0 if self.distiller is None else self.distiller.options.weight_at(step)
+        weight = 0.0 if self.distiller is None else self.distiller.weight_at(step)
         whole = combine_losses(losses, self.distiller, weight, self.ranks, received)
         scale = self.scaler.scale(torch.ones((), device=self.ranks.device))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoominnet.config import TrainConfig
 from zoominnet.data import Batch
+from zoominnet.distill.weight import HeldWeight
 from zoominnet.engine.distributed import Ranks
 from zoominnet.engine.log import RunLog
 from zoominnet.models import RetinaNet
@@ -29,6 +30,7 @@ class Watched:
         total_steps: of the phase.
         ranks: the processes that train it together.
         console: where to write.
+        held_weight: of the distillation loss, to be told the ratios of gradients; None where there is none or it is given.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Watched:
     total_steps: int
     ranks: Ranks
     console: Console
+    held_weight: HeldWeight | None = None
 
     def warn(self, text: str) -> None:
         """One line, behind the phase's name."""

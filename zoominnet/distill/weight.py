@@ -12,8 +12,9 @@ FIRST_STEPS, PERIOD = 10, 10
 """The ratio is measured in each of the first steps, then in every so many-th, whatever is logged."""
 LARGEST_WEIGHT = 1e6
 """Where the maps are all but equal the weight grows no further."""
-AVERAGED = 10
-"""The mean of a measurement's logarithm and those before it is plain up to so many; then it forgets a tenth a measurement."""
+LONGEST_MEMORY = 100
+"""The mean forgets by 1/e in half the steps so far, and in so many at most: what the first steps of a fresh head measure, which
+is larger by orders of magnitude, is soon forgotten, and later no batch moves the weight much."""
 STEPS_BEHIND = 2
 """A step knows what the steps so far before it have measured: on a GPU the last one is not read yet."""
 
@@ -31,8 +32,8 @@ class HeldWeight:
 
     def __init__(self, target: float) -> None:
         self.target = target
-        # Step, number of measurements and their mean logarithm behind it: no step asks for older than the last two.
-        self._known: deque[tuple[int, int, float]] = deque(maxlen=STEPS_BEHIND)
+        # A measured step, and the mean logarithm behind it: no step asks for older ones than the last two.
+        self._known: deque[tuple[int, float]] = deque(maxlen=STEPS_BEHIND)
 
     @staticmethod
     def measures(step: int) -> bool:
@@ -41,7 +42,7 @@ class HeldWeight:
 
     def at(self, step: int) -> float:
         """The weight of step `step`, of which the steps up to `STEPS_BEHIND` before it have been told."""
-        for measured, _, mean in reversed(self._known):
+        for measured, mean in reversed(self._known):
             if measured <= step - STEPS_BEHIND:
                 return min(self.target * math.exp(-mean), LARGEST_WEIGHT)
         return FIRST_WEIGHT
@@ -51,10 +52,10 @@ class HeldWeight:
         nothing is masked there is no distillation, and where nothing is left to learn no task."""
         if not 0 < ratio < math.inf:
             return
-        _, count, mean = self._known[-1] if self._known else (0, 0, 0.0)
-        count += 1
-        mean += (math.log(ratio / weight) - mean) / min(count, AVERAGED)
-        self._known.append((step, count, mean))
+        logarithm = math.log(ratio / weight)
+        before, mean = self._known[-1] if self._known else (step, logarithm)
+        kept = math.exp((before - step) / min((step + 1) / 2, LONGEST_MEMORY))
+        self._known.append((step, kept * mean + (1 - kept) * logarithm))
 
     def state(self) -> list[list[float]]:
         """What a resumed run needs, JSON-ready."""
@@ -66,7 +67,7 @@ class HeldWeight:
         Raises:
             ValueError, TypeError: it cannot have been given by it.
         """
-        for step, count, mean in state:
-            if not (type(step) is type(count) is int and step >= 0 < count and math.isfinite(mean)):
-                raise ValueError(f"a weight of distillation is known by {step}, {count}, {mean}")
-            self._known.append((step, count, float(mean)))
+        for step, mean in state:
+            if not (type(step) is int and step >= 0 and math.isfinite(mean)):
+                raise ValueError(f"held_weight is {str(state)[:40]}")
+            self._known.append((step, float(mean)))

@@ -42,7 +42,7 @@ class Estimates:
             return gflops(architecture, made_of.backbone, made_of.channels, config.neck, self.classes(), size)
 
         each = (1 + BACKWARD) * one(run.architecture)
-        if config.uses_teacher and run.teacher is not None:
+        if config.distils and run.teacher is not None:
             each += one(run.teacher.architecture)
         images = run.epochs * self.images()
         if config.max_steps is not None:

@@ -264,6 +264,10 @@ class TrainConfig:
     """Factor at each fall (paper: 0.2; repo: 0.1)."""
     clip_grad_norm: Annotated[float | None, POSITIVE] = None
     """Largest norm of the gradient; None: no limit."""
+    ema: Annotated[float | None, OVER_0_BELOW_1] = None
+    """Decay of an exponential moving average of the weights of what is trained, teacher and student (paper: none; detectors
+    have 0.999 to 0.9999). The average is measured, saved as the model and learnt from. It begins with smaller decays:
+    min(decay, (1 + t) / (10 + t)) after t steps (TensorFlow's ExponentialMovingAverage, num_updates)."""
     amp: Amp = "auto"
     """Mixed precision; losses, IoU and accumulations stay in float32. auto: bf16 where the device computes in it itself and
     is faster so (GPUs from Ampere on, CPUs with AVX512-BF16 or AMX), else off; written down as what it came to. fp16

@@ -257,6 +257,28 @@ def test_f18_f20_a_signal_to_one_rank_stops_all_and_one_process_goes_on(
 
 
 @pytest.mark.slow
+def test_an_average_of_the_weights_goes_on_in_two_ranks(options: list[str], tmp_path: Path) -> None:
+    """--ema, with statistics of BatchNorm that each rank collects for itself: saved are the first one's."""
+    arguments = [*options, "--no-distill", "--weights", "none", "--ema", "0.9", "--out"]
+    statuses, talk = train_in_ranks(2, [*arguments, str(tmp_path / "whole")], tmp_path / "talk")
+    assert statuses == [0, 0], talk
+    term = {"do": "term", "rank": 1, "phase": "student", "step": 2}
+    for fault, end in (([term], 143), ([], 0)):
+        resume = [] if fault else ["--resume"]
+        statuses, talk = train_in_ranks(2, [*arguments, str(tmp_path / "parts"), *resume], tmp_path / "talk", fault)
+        assert statuses == [end, end], talk
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        whole, parts = (
+            load_file(list_checkpoints(tmp_path / out / "student" / "checkpoints")[-1] / name)
+            for out in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+    assert int(whole["WeightAverage.updates"]) == 4
+    assert metrics(tmp_path / "whole" / "student") == metrics(tmp_path / "parts" / "student")
+
+
+@pytest.mark.slow
 def test_f20_a_signal_in_a_validation_stops_all_ranks_there(options: list[str], tmp_path: Path) -> None:
     """Three images over two ranks, one at a time: the second has one batch less."""
     arguments = [*options, "--no-distill", "--batch-size", "2", "--epochs", "1", "--out", str(tmp_path / "run")]

@@ -60,6 +60,7 @@ def test_what_profiles_differ_in() -> None:
         ({"workers": -1}, "--workers: -1 is negative"),
         ({"mask_scope": "all", "mask_boxes": "best-level"}, "exclude each other"),
         ({"clip_grad_norm": 0.0}, "--clip-grad-norm: 0.0 is not positive"),
+        ({"ema": 1.0}, "--ema: 1.0 is not over 0 and below 1"),
         ({"max_steps": 0}, "--max-steps: 0 is not at least 1"),
         ({"image_size": 100}, "--image-size: 100 is not a multiple of 32"),
         (

@@ -46,8 +46,15 @@ class TrainingState:
         self.step = self.log_bytes = 0
         self.validation_due = False
 
+    def model_tensors(self) -> Mapping[str, Tensor]:
+        """What the model file holds: the model's state dict, or what a watcher has in its place."""
+        found: Mapping[str, Tensor] = self.model.state_dict()
+        for watcher in self.watchers:
+            found = watcher.model_tensors(found)
+        return found
+
     def tensors(self) -> dict[str, Tensor]:
-        """Of the optimiser, the adapter and the watchers; the model's own are its state dict."""
+        """Of the optimiser, the adapter and the watchers."""
         found = {
             f"{FILE_NAMES[name]}.{i}": tensor
             for i, parameter in enumerate(self._parameters())
@@ -68,7 +75,7 @@ class TrainingState:
         return {**state, "scaler": self.scaler.state_dict()}
 
     def load(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Goes back to what the arguments hold: the model's state dict, :meth:`tensors` and :meth:`values`.
+        """Goes back to what the arguments hold: the tensors of its file, :meth:`tensors` and :meth:`values`.
 
         Raises:
             KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError: they do not fit.

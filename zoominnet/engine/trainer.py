@@ -138,7 +138,7 @@ class Phase:
             split, config = self.train_set.split, self.config.as_dict()
             info = ModelInfo.of(self.model, split.class_names, split.category_ids, config, ap)
             values = self.state.values(log.tell())
-            writer.save(self.step, self.model.state_dict(), info, self.state.tensors(), values)
+            writer.save(self.step, self.state.model_tensors(), info, self.state.tensors(), values)
         self.ranks.wait()  # with more patience than in a step: the write before may still be at work
 
     def run(self) -> Path:
@@ -258,9 +258,9 @@ class Phase:
         try:
             with ExitStack() as around:
                 check(0, 0)
-                self.ranks.share_buffers(self.model)
                 for watcher in self.watchers:
                     around.enter_context(watcher.around_validation())
+                self.ranks.share_buffers(self.model)  # those of the weights that are measured
                 # batches of other sizes, and another mode, would be compiled anew
                 around.enter_context(torch.compiler.set_stance("force_eager" if self.config.compile else "default"))
                 validation = self.validate(self.model, check)

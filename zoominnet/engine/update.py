@@ -92,6 +92,8 @@ class Update:
             norm, skipped = self._apply(list(module.parameters()), whole.sums, scale)
             for buffer, value in zip(statistics, before, strict=True):
                 buffer.copy_(torch.where(skipped, value, buffer))
+            for watcher in self.watchers:
+                watcher.after_update(skipped)
         arriving = HostCopy(torch.cat([whole.sums, torch.stack([norm, scale, skipped.float()]).double()]))
 
         def outcome() -> StepOutcome:

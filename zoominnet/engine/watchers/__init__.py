@@ -5,8 +5,9 @@ from zoominnet.engine.watchers.interface import StepReport, Watched, Watcher
 from zoominnet.engine.watchers.kernel_check import KernelCheck
 from zoominnet.engine.watchers.skips import SkippedSteps
 from zoominnet.engine.watchers.spikes import LossSpikes
+from zoominnet.engine.watchers.weight_average import WeightAverage
 
-WATCHERS: list[type[Watcher]] = [KernelCheck, SkippedSteps, GradientRatio, LossSpikes]
+WATCHERS: list[type[Watcher]] = [KernelCheck, SkippedSteps, GradientRatio, LossSpikes, WeightAverage]
 """In this order each sees a step."""
 
 __all__ = ["WATCHERS", "StepReport", "Watched", "Watcher"]

@@ -104,13 +104,21 @@ class Watcher:
         """
         return nullcontext()
 
+    def after_update(self, skipped: Tensor) -> None:
+        """The weights and statistics of a step are made, as far as the device is told; `skipped`, bool[] on the device, is
+        True where the step left all as it was. No tensor is to be read."""
+
     def after_step(self, report: StepReport) -> None:
         """The step's values are known, and not logged yet. On a GPU the next step may have begun: what is to be done with
-        the weights that this one has made is done where :meth:`around_step` is left, and without reading tensors."""
+        the weights that this one has made is done in :meth:`after_update`."""
 
     def around_validation(self) -> AbstractContextManager[None]:
         """Entered before the model is measured on the validation split, left after it."""
         return nullcontext()
+
+    def model_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a checkpoint's model file is to hold in the place of `tensors`, the model's state dict."""
+        return tensors
 
     def end(self, step: int) -> None:
         """No more steps come in this process; `step` are done."""
@@ -131,7 +139,7 @@ class Watcher:
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what :meth:`tensors` gave.
+        """Takes back what :meth:`tensors` gave; the model holds what its file does.
 
         Raises:
             KeyError, ValueError, RuntimeError: they do not fit.

@@ -67,6 +67,15 @@ def test_the_loader_s_benchmark_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_augmentations_benchmark_runs() -> None:
+    command = [sys.executable, "benchmarks/augment_rates.py", "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[1:-1] for line in done.stdout.splitlines()[1:]]
+    assert names == [["-"], ["crop"], ["mosaic"], ["crop", "mosaic"], ["mosaic", "crop"]]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_benchmarks_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from zoominnet.data import MAX_ZOOM, CacheKind, DataFormat, SyntheticClasses
+from zoominnet.data import AUGMENTATIONS, MAX_ZOOM, CacheKind, DataFormat, SyntheticClasses
 from zoominnet.distill import LOSSES, DistillOptions
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.pairs import SITES
@@ -54,6 +54,7 @@ KNOWN_BACKBONE = Rule(
 )
 
 if TYPE_CHECKING:
+    Augmentation: TypeAlias = str
     Student: TypeAlias = str
     Backbone: TypeAlias = str
     BackboneOrNone: TypeAlias = str | None
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     DistillSite: TypeAlias = str
     MaskBoxes: TypeAlias = str
 else:  # an entry of a dictionary is a choice of its option
+    Augmentation = Literal[tuple(AUGMENTATIONS)]
     Student = Literal[(*STUDENTS, NO_STUDENT)]
     Backbone = Annotated[Literal[tuple(BACKBONES)] | str, KNOWN_BACKBONE]
     BackboneOrNone = Annotated[Literal[tuple(BACKBONES)] | str | None, KNOWN_BACKBONE]
@@ -141,6 +143,12 @@ class TrainConfig:
     ignored: Literal["drop", "honour"] = "drop"
     """Ignored regions in training. drop: their objects count as background, as the paper; honour: anchors more than
     half inside train nothing."""
+    augment: Annotated[
+        tuple[Augmentation, ...], Rule(lambda names: len(set(names)) == len(names), "have one of them twice")
+    ] = ()
+    """Augmentations of the training images besides mirroring, each of a random half of them and of what the one before has
+    made (paper: none). crop: a window of half to all of the side becomes the image. mosaic: parts of four images, reduced.
+    A box of which less than 0.4 is left becomes an ignored region: see --ignored honour. Not with --cache device."""
 
     student: Student = "fa"
     """Student architecture (paper, Table 3). snet-12px: snet with anchors half as large, as large as those of la and fa. none:
@@ -333,7 +341,7 @@ class TrainConfig:
         return self.input_size(TEACHER)
 
     def __post_init__(self) -> None:
-        for name, kind in (("out", Path), ("synthetic_images", tuple), ("decay_at", tuple)):
+        for name, kind in (("out", Path), ("synthetic_images", tuple), ("decay_at", tuple), ("augment", tuple)):
             object.__setattr__(self, name, kind(getattr(self, name)))
         if self.cache_folder is not None:
             object.__setattr__(self, "cache_folder", Path(self.cache_folder))
@@ -443,6 +451,11 @@ class TrainConfig:
             raise ConfigError(
                 f"--distill-gradient-ratio {self.distill_gradient_ratio}: --lambda-distill {self.lambda_distill} is held "
                 "whatever the gradients; give --lambda-distill auto, or leave this out"
+            )
+        if self.augment and self.cache == "device":
+            raise ConfigError(
+                f"--augment {' '.join(self.augment)}: --cache device keeps whole images, which are put together before they "
+                "get there; give --cache ram or --cache disk, or leave one of the two out"
             )
         if self.cache_folder is not None and self.cache != "disk":
             raise ConfigError(

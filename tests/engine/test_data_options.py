@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from zoominnet.config import TrainConfig
-from zoominnet.data import cache, open_split
-from zoominnet.engine import trainer
+from zoominnet.data import Batch, BatchPlan, DetectionDataset, cache, make_loader, open_split
+from zoominnet.engine import inference, trainer
 from zoominnet.engine.checkpoint import MODEL, newest_checkpoint
 from zoominnet.evaluate import main as evaluate_main
 
@@ -133,6 +134,12 @@ def test_a_first_try_without_a_val_split_names_the_option(
         (("--val-fraction", "1"), "--val-fraction: 1.0 is not over 0 and below 1"),
         (("--val-fraction", "0.2"), "--val-fraction: synthetic scenes have two splits"),
         (("--frame-step", "0"), "--frame-step: 0 is not at least 1"),
+        (("--augment", "crop", "crop"), "--augment: ('crop', 'crop') have one of them twice"),
+        (
+            ("--augment", "mosaic", "--cache", "device"),
+            "--augment mosaic: --cache device keeps whole images, which are put together before they get there; give "
+            "--cache ram or --cache disk, or leave one of the two out",
+        ),
     ],
 )
 def test_options_that_cannot_be_used(
@@ -183,6 +190,45 @@ def test_a_cache_changes_no_loss(
         assert f"cache     {kind}: {size}" in (tmp_path / name / "train.log").read_text()
         assert tiny_train(*options, *options_of_cache, "--resume", "True", out=name) == 0
         assert outcome_of(tmp_path / name) == expected
+
+
+@pytest.mark.slow
+def test_augmented_runs_go_on_bit_for_bit(
+    data: Path, tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    """Teacher and student, the student stopped in its second epoch and resumed with a cache and workers. Validation is of
+    whole images."""
+    options = ("--data", str(data), "--deterministic", "--image-size", "32", "--channels", "8", "--ignored", "honour")
+    options += ("--augment", "mosaic", "crop")
+    train_step, real = trainer.Phase._train_step, inference.DetectionDataset
+    fed: list[Batch] = []
+    measured: list[DetectionDataset] = []
+
+    def watched(self: trainer.Phase, *args: Any) -> Any:
+        fed.append(args[0])
+        if self.config.out.name == "parts" and self.name == "student" and self.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(self, *args)
+
+    def noted(*args: Any, **options: Any) -> DetectionDataset:
+        measured.append(real(*args, **options))
+        return measured[-1]
+
+    monkeypatch.setattr(inference, "DetectionDataset", noted)
+    monkeypatch.setattr(trainer.Phase, "_train_step", watched)
+    assert tiny_train(*options, out="whole") == 0
+    expected = DetectionDataset(open_split(data, "train"), 64, flip=True, seed=0, augment=("mosaic", "crop"))
+    batches = [
+        batch for epoch in (0, 1) for batch in make_loader(expected, BatchPlan(8, 2, seed=0).epoch_batches(epoch))
+    ]
+    for batch, other in zip(fed, batches * 2, strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert torch.equal(batch.objects, other.objects)
+    assert {dataset.augment for dataset in measured} == {()}
+    assert tiny_train(*options, out="parts") == 130
+    monkeypatch.setattr(trainer.Phase, "_train_step", train_step)
+    assert tiny_train(*options, "--resume", "True", "--cache", "ram", "--workers", "1", out="parts") == 0
+    assert outcome_of(tmp_path / "whole") == outcome_of(tmp_path / "parts")
 
 
 def outcome_of(out: Path) -> dict[str, tuple[list[str], dict[str, bytes]]]:

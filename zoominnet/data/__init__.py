@@ -1,5 +1,6 @@
 """Data: readers of VisDrone, COCO, YOLO and UAVDT data sets, synthetic scenes, one dataset class and its batch plan."""
 
+from zoominnet.data.augment import AUGMENTATIONS
 from zoominnet.data.batch import Batch, Sample, Target, collate, to_device
 from zoominnet.data.cache import CacheError, CacheKind, CacheOptions, default_cache_folder, free_shared_memory
 from zoominnet.data.dataset import DetectionDataset, LoaderError, loader_failure, make_loader
@@ -22,6 +23,7 @@ from zoominnet.data.transforms import ResizeGeometry, ResizeMode, student_images
 
 __all__ = [
     "ANY_CLASS",
+    "AUGMENTATIONS",
     "MAX_PIXELS",
     "MAX_ZOOM",
     "VISDRONE_CLASSES",

@@ -26,7 +26,7 @@ class Target(TypedDict):
     ignored: float32[R, 4], regions in which objects are not annotated, same form as `boxes`.
     image_id: as in the record.
     index: of the record in its split.
-    geometry: maps boxes back to the original image.
+    geometry: maps boxes back to the original image; of one that is augmented, those before that.
     """
 
     boxes: Tensor

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from zoominnet.data.augment import AUGMENTATIONS
 from zoominnet.data.batch import Batch, Sample, Target, pack
 from zoominnet.data.cache import CacheOptions, DeviceCache, open_cache
 from zoominnet.data.images import ImageError, decode_image
-from zoominnet.data.plan import AUGMENTATION, Key, keyed_rng
+from zoominnet.data.plan import AUGMENTATION, COMPOSITION, Key, keyed_rng
 from zoominnet.data.records import DataError, ImageRecord, Split
 from zoominnet.data.synthetic import SyntheticScenes
 from zoominnet.data.transforms import ResizeGeometry, ResizeMode, resize_image
@@ -48,8 +49,8 @@ class LoaderError(UserError):
 class DetectionDataset(Dataset[Sample]):
     """The images of a split as square uint8 tensors with boxes; holds no state that changes a sample.
 
-    A key (epoch, index) gives a training sample, whose random flip depends on (seed, epoch, index) only; a plain
-    index is the same as (0, index).
+    A key (epoch, index) gives a training sample, whose random flip and augmentation depend on (seed, epoch, index) only; a
+    plain index is the same as (0, index).
 
     An image that can no longer be decoded (cut off, gone, of another size) is replaced by the next one that can, logged
     once and kept in `unreadable`; in evaluation its `image_id` therefore never appears, and its replacement's may
@@ -60,11 +61,13 @@ class DetectionDataset(Dataset[Sample]):
         split: as a reader, or `SyntheticScenes.split()`, gives it.
         size: side of the square output image, px (2S in training).
         flip: mirror one half of the samples, drawn at random, left to right.
-        seed: of the augmentation, 0 or greater.
+        seed: of flip and augmentation, 0 or greater.
         resize: "squash" to the square, or "letterbox" to keep the aspect ratio.
         strict: raise on an image that cannot be decoded, instead of replacing it.
         cache: where each image is kept, decoded and resized, from when it is first asked for: 3 * size**2 bytes an image.
             The samples are the same. None: nowhere.
+        augment: names in `AUGMENTATIONS`, each done to what comes of the one before. Not with a cache on the device, where
+            images are neither cut nor resized.
 
     Attributes:
         cache: the cache itself.
@@ -75,7 +78,8 @@ class DetectionDataset(Dataset[Sample]):
             `strict` is set.
         CacheError: there is no room for the cache, or it cannot be used.
         LoaderError: anything else went wrong with a sample; names its file.
-        ValueError: `size` is not positive, `seed` is negative, `resize` is unknown.
+        ValueError: `size` is not positive or too small to augment, `seed` is negative, `resize` or an augmentation is
+            unknown, or the cache does not go with it.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class DetectionDataset(Dataset[Sample]):
         resize: ResizeMode = "squash",
         strict: bool = False,
         cache: CacheOptions | None = None,
+        augment: Sequence[str] = (),
     ) -> None:
         if size < 1:
             raise ValueError(f"DetectionDataset: size must be at least 1 px, got {size}")
@@ -95,6 +100,12 @@ class DetectionDataset(Dataset[Sample]):
             raise ValueError(f"DetectionDataset: seed must be 0 or greater, got {seed}")
         if resize not in ("squash", "letterbox"):
             raise ValueError(f"DetectionDataset: resize must be 'squash' or 'letterbox', got {resize!r}")
+        if unknown := set(augment) - AUGMENTATIONS.keys():
+            raise ValueError(f"DetectionDataset: augment must be of {', '.join(AUGMENTATIONS)}, got {min(unknown)!r}")
+        if augment and size < 4:
+            raise ValueError(f"DetectionDataset: size must be at least 4 px to be augmented, got {size}")
+        if augment and cache is not None and cache.kind == "device":
+            raise ValueError("DetectionDataset: a cache on the device does not go with augment; choose ram or disk")
         if not len(split.records):
             raise DataError(f"split '{split.name}' has no usable image; `python -m zoominnet.data check` tells why")
         self.split = split
@@ -103,6 +114,7 @@ class DetectionDataset(Dataset[Sample]):
         self.seed = seed
         self.resize: ResizeMode = resize
         self.strict = strict
+        self.augment = tuple(augment)
         # In shared memory, so that worker processes report each file once and the main process can count.
         self._unreadable = torch.zeros(len(split.records), dtype=torch.bool).share_memory_()
         self.cache = open_cache(split, size, resize, cache or CacheOptions())
@@ -124,7 +136,7 @@ class DetectionDataset(Dataset[Sample]):
     def __getitem__(self, key: Key | int) -> Sample:
         target, image = self._load_sample(key)
         assert image is not None
-        return Sample(image.flip(-1) if target["geometry"].flipped else image.clone(), target)
+        return Sample(image.clone(), target)
 
     def __getitems__(self, keys: Sequence[Key] | Sequence[int]) -> Batch:
         """The samples of several keys as a batch, each image copied once; the DataLoader calls it."""
@@ -136,8 +148,7 @@ class DetectionDataset(Dataset[Sample]):
             target, image = self._load_sample(key, on_device)
             targets.append(target)
             if image is not None:
-                flip = target["geometry"].flipped and on_device is None
-                images[len(sent)] = image.flip(-1) if flip else image
+                images[len(sent)] = image
                 sent.append(target["index"])
         if len(sent) < len(keys):
             images = images[: len(sent)].clone()  # else all of it goes to the device
@@ -146,13 +157,18 @@ class DetectionDataset(Dataset[Sample]):
         return replace(batch, records=records.take_new()) if isinstance(records, SyntheticScenes) else batch
 
     def _load_sample(self, key: Key | int, on_device: DeviceCache | None = None) -> tuple[Target, Tensor | None]:
-        """The target, and the image before flipping, not to be changed, or None if it is on the device already."""
+        """The target and the image, not to be changed; for a cache on the device before flipping, or None if it is there
+        already."""
         epoch, index = (0, key) if isinstance(key, int) else key
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         try:
             index_read, image = self._readable(index, on_device)
-            return self._make_target(epoch, index_read), image
+            target = self._make_target(epoch, index_read)
+            if image is None or on_device is not None:
+                return target, image
+            sample = self._augmented(epoch, _flipped(image, target))
+            return sample.target, sample.image
         except UserError:
             raise
         except Exception as error:
@@ -190,6 +206,20 @@ class DetectionDataset(Dataset[Sample]):
             index=index,
             geometry=geometry,
         )
+
+    def _augmented(self, epoch: int, sample: Sample) -> Sample:
+        if not self.augment:
+            return sample
+        rng = keyed_rng(COMPOSITION, self.seed, epoch, sample.target["index"])
+
+        def another() -> Sample:
+            index, image = self._readable(int(rng.integers(len(self))), None)
+            assert image is not None
+            return _flipped(image, self._make_target(epoch, index))
+
+        for name in self.augment:
+            sample = AUGMENTATIONS[name](sample, rng, another)
+        return sample
 
     def _geometry(self, record: ImageRecord) -> ResizeGeometry:
         return ResizeGeometry.fit(record.width, record.height, self.size, self.resize)
@@ -281,6 +311,11 @@ def make_loader(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a number from it; without it, from the global generator
     )
+
+
+def _flipped(image: Tensor, target: Target) -> Sample:
+    """`image` as its target says: mirrored, or as it is."""
+    return Sample(image.flip(-1) if target["geometry"].flipped else image, target)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 Key = tuple[int, int]
 """(epoch, index): all that a dataset needs to make a training sample."""
 
-PERMUTATION, AUGMENTATION = 1, 2
+PERMUTATION, AUGMENTATION, COMPOSITION = 1, 2, 3
 """What a stream of random numbers is for; the first word of its key, so that streams never coincide."""
 
 

@@ -251,6 +251,7 @@ class Run:
             cache=CacheOptions(
                 config.cache, config.cache_folder, self.device, int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
             ),
+            augment=config.augment,
         )
         if config.cache != "none":
             self.say(f"  cache     {self.train_set.cache.describe()}")

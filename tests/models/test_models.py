@@ -1,4 +1,4 @@
-"""The five models: cost, anchors, layout of the outputs, losses and post-processing against independent code."""
+"""The models: cost, anchors, layout of the outputs, losses and post-processing against independent code."""
 
 import math
 from typing import Any

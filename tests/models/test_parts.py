@@ -8,7 +8,7 @@ import torch
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.step import TrainingModule
 from zoominnet.kernels import AnchorGrid
-from zoominnet.models import ARCHITECTURES, STUDENTS, TEACHER, Architecture, RetinaNet, build_model
+from zoominnet.models import ARCHITECTURES, STUDENTS, TEACHER, TEACHERS, Architecture, RetinaNet, build_model
 from zoominnet.models.anchors import base_anchors
 from zoominnet.models.assign import ASSIGNERS, BACKGROUND, IGNORED
 from zoominnet.models.backbones import BACKBONES
@@ -54,6 +54,12 @@ def test_a_neck_gives_a_map_of_each_level(name: str, first: int, last: int) -> N
     neck.output_step = 2
     for every, second in zip(maps, neck(stages), strict=True):
         torch.testing.assert_close(second, every[..., ::2, ::2])
+    neck.output_step = 1
+    for levels in (range(first + 1, last + 1), range(first, 6)):
+        some = neck(stages, levels)
+        assert len(some) == len(levels)
+        for level, each in zip(levels, some, strict=True):
+            assert torch.equal(each, maps[level - first])
     sum(each.square().sum() for each in maps).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in neck.parameters())
     assert all(bool(stage.grad.any()) for stage in stages[first - 2 :])
@@ -158,10 +164,11 @@ def train_a_step(student: RetinaNet, teacher: RetinaNet) -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in student.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("teacher_name", TEACHERS)
 @pytest.mark.parametrize("name", STUDENTS)
-def test_each_student_learns_from_the_teacher(name: str) -> None:
+def test_each_student_learns_from_each_teacher(name: str, teacher_name: str) -> None:
     size = max(64, ARCHITECTURES[name].distill_size_multiple)
-    teacher = build_model(TEACHER, image_size=2 * size, **OPTIONS)
+    teacher = build_model(teacher_name, image_size=2 * size, **OPTIONS)
     train_a_step(build_model(name, image_size=size, **OPTIONS), teacher)
 
 

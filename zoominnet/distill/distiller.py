@@ -50,7 +50,7 @@ class Distiller:
 
     Args:
         student: a model whose architecture says how its maps pair with a teacher's.
-        teacher: the "teacher" model.
+        teacher: a model of `TEACHERS`.
         options: see :class:`DistillOptions`.
         seed: of the adapter's initial weights.
         dtype: of the teacher's weights and maps, the one of the student's under autocast; None is float32.
@@ -80,7 +80,8 @@ class Distiller:
         self.losses = {name: LOSSES[name](options) for name in options.losses}
         self.needs: Part = max((loss.needs for loss in self.losses.values()), key=get_args(Part).index)
         self.teacher = frozen_copy(teacher, self.needs, dtype)
-        if self.pairs.subsample and self.needs == "features":
+        # Fused maps are weighted by the means of all their cells.
+        if self.pairs.subsample and self.needs == "features" and self.teacher.fusion is None:
             self.teacher.fpn.output_step = 2
         self.backend = student.kernel_backend
         self._stream: torch.cuda.Stream | None = None

@@ -1,6 +1,6 @@
-"""The detectors: :func:`build_model`, the descriptions of the five models, and the loading of weights."""
+"""The detectors: :func:`build_model`, the descriptions of the models, and the loading of weights."""
 
-from zoominnet.models.architectures import ARCHITECTURES, STUDENTS, TEACHER, Architecture
+from zoominnet.models.architectures import ARCHITECTURES, STUDENTS, TEACHER, TEACHERS, Architecture
 from zoominnet.models.frozen import frozen_copy
 from zoominnet.models.interfaces import LaPredictor, Outputs, Predictions
 from zoominnet.models.retinanet import RetinaNet, build_model
@@ -10,6 +10,7 @@ __all__ = [
     "ARCHITECTURES",
     "STUDENTS",
     "TEACHER",
+    "TEACHERS",
     "Architecture",
     "LaPredictor",
     "LoadReport",

@@ -8,7 +8,7 @@ from typing import Literal
 SIZE_DIVISOR = 32
 """Images are padded to a multiple of this, so that C2..C5 halve exactly."""
 TEACHER = "teacher"
-"""The model that students learn from."""
+"""The model that students learn from, unless they are given another."""
 
 Pairing = Literal["same", "shifted", "upsampled", "subsampled"]
 """How a student's maps pair with the teacher's, level l of its pyramid with one of the same number of cells:
@@ -32,6 +32,8 @@ class Architecture:
         head: a name in :data:`zoominnet.models.heads.HEADS`.
         input_divisor: the model sees the images of a batch at 1 / this of their side (2: their 2x2 mean).
         pairing: how its maps pair with the teacher's; None for a teacher, which learns from nobody.
+        fuses_scales: it sees its input at full and at half size, and predicts from both pyramids fused
+            (:class:`zoominnet.models.fusion.ScaleFusion`): of the half size one level earlier, where the cells are as many.
     """
 
     first_level: int
@@ -42,6 +44,7 @@ class Architecture:
     head: str = "retina"
     input_divisor: Literal[1, 2] = 2
     pairing: Pairing | None = None
+    fuses_scales: bool = False
 
     @property
     def is_student(self) -> bool:
@@ -56,8 +59,23 @@ class Architecture:
 
     @property
     def levels(self) -> range:
-        """The pyramid's levels, finest first."""
+        """The levels that are predicted from, finest first."""
         return range(self.first_level, self.last_level + 1)
+
+    @property
+    def half_size_levels(self) -> range:
+        """The levels of the image at half size that have the cells of `levels` at full size."""
+        return range(self.first_level - 1, self.last_level)
+
+    @property
+    def pyramid_levels(self) -> range:
+        """The levels that the neck makes, of one size of the image or the other."""
+        return range(self.half_size_levels.start if self.fuses_scales else self.first_level, self.last_level + 1)
+
+    @property
+    def size_divisor(self) -> int:
+        """What the sides of the input must be multiples of, px."""
+        return 2 * SIZE_DIVISOR if self.fuses_scales else SIZE_DIVISOR
 
     @property
     def distill_size_multiple(self) -> int:
@@ -72,5 +90,7 @@ ARCHITECTURES = {
     "la": Architecture(3, 7, 4, upsample_head=True, pairing="upsampled"),
     "fa-thin": Architecture(2, 6, 2, pairing="shifted"),
     "fa": Architecture(2, 6, 4, pairing="shifted"),
+    "teacher-fused": Architecture(3, 7, 4, input_divisor=1, fuses_scales=True),
 }
 STUDENTS = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.is_student)
+TEACHERS = tuple(name for name in ARCHITECTURES if name not in STUDENTS)

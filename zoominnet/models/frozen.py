@@ -30,7 +30,7 @@ def frozen_copy(model: RetinaNet, upto: Part = "predictions", dtype: torch.dtype
         upto: what :meth:`RetinaNet.outputs` will be asked for at most; of "features", the head is the model's own.
         dtype: None is the model's.
     """
-    used = ["backbone", "fpn"] if upto == "features" else ["backbone", "fpn", "head"]
+    used = ["backbone", "fpn"] + ["fusion"] * (model.fusion is not None) + ["head"] * (upto != "features")
     shared = {id(module): module for name, module in model.named_children() if name not in used}
     copied = copy.deepcopy(model, shared)
     copied.training = False

@@ -14,8 +14,9 @@ Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def pad_to_batch(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Images [3, H, W] of any sizes -> one [B, 3, H', W'] padded with zeros, and their (H, W)."""
+def pad_to_batch(images: Sequence[Tensor], divisor: int = SIZE_DIVISOR) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Images [3, H, W] of any sizes -> one [B, 3, H', W'] padded with zeros, and their (H, W); H' and W' are multiples of
+    `divisor` px."""
     if not isinstance(images, Sequence) or not images:
         raise ValueError("images: expected a non-empty list of Tensor[3, H, W]")
     for i, image in enumerate(images):
@@ -24,7 +25,7 @@ def pad_to_batch(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]
                 f"images[{i}]: expected a float Tensor[3, H, W] in 0..1, got {image.dtype} {tuple(image.shape)}"
             )
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (-(-max(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in zip(*sizes, strict=True))
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     if all(size == (height, width) for size in sizes):
         return torch.stack(list(images)), sizes
     batch = images[0].new_zeros(len(images), 3, height, width)

@@ -19,11 +19,16 @@ LaPredictor = Literal["plain", "phase"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Raw outputs, a tensor a level: logits [B, H*W*K, C] and deltas [B, H*W*K, 4], with the levels' anchors."""
+    """Raw outputs, a tensor a level: logits [B, H*W*K, C] and deltas [B, H*W*K, 4], with the levels' anchors.
+
+    Attributes:
+        auxiliary: other predictions for the same anchors, which are trained too; none in evaluation.
+    """
 
     logits: list[Tensor]
     deltas: list[Tensor]
     grids: list[AnchorGrid]
+    auxiliary: tuple[Predictions, ...] = ()
 
 
 Part = Literal["features", "towers", "predictions"]
@@ -92,8 +97,12 @@ class Neck(nn.Module):
     backend: str = "auto"
     output_step: int = 1
 
-    def forward(self, stages: list[Tensor]) -> list[Tensor]:
-        """C2..C5 -> P{first}..P{last}, [B, channels, H / 2^l, W / 2^l] each (rounded up), finest first."""
+    def forward(self, stages: list[Tensor], levels: range | None = None) -> list[Tensor]:
+        """C2..C5 -> P{first}..P{last}, [B, channels, H / 2^l, W / 2^l] each (rounded up), finest first.
+
+        Args:
+            levels: of them only these, P5 included, and nothing computed that they do not need; None: all.
+        """
         raise NotImplementedError
 
 

@@ -6,17 +6,20 @@ Sizes in shapes: B images, A anchors (level, row, column, anchor order), G boxes
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from torch.profiler import record_function
 
 from zoominnet.kernels import AnchorGrid
 from zoominnet.models.anchors import ANCHORS_PER_CELL, Anchors
-from zoominnet.models.architectures import ARCHITECTURES, SIZE_DIVISOR
+from zoominnet.models.architectures import ARCHITECTURES
 from zoominnet.models.assign import ASSIGNERS, Targets
 from zoominnet.models.backbones import find_backbone
+from zoominnet.models.fusion import FUSED_LOSS_WEIGHT, ScaleFusion
 from zoominnet.models.heads import HEADS
 from zoominnet.models.inputs import Normalisation, check_targets, pad_to_batch
 from zoominnet.models.interfaces import LaPredictor, Outputs, Part, Predictions
@@ -87,9 +90,9 @@ class RetinaNet(nn.Module):
         require_choice("box_loss", box_loss, BOX_LOSSES)
         if num_classes < 1 or channels < 1:
             raise ValueError(f"num_classes: {num_classes} and channels: {channels} must be positive")
-        if image_size < SIZE_DIVISOR or image_size % SIZE_DIVISOR:
-            raise ValueError(f"image_size: {image_size} is not a positive multiple of {SIZE_DIVISOR}")
         self.name, self.architecture = name, ARCHITECTURES[name]
+        if image_size < 1 or image_size % self.architecture.size_divisor:
+            raise ValueError(f"image_size: {image_size} is not a positive multiple of {self.architecture.size_divisor}")
         self.backbone_name, self.neck_name, self.head_name = backbone, neck, self.architecture.head
         self.num_classes, self.image_size = num_classes, image_size
         self.channels, self.stride_in_1x1 = channels, stride_in_1x1
@@ -99,11 +102,12 @@ class RetinaNet(nn.Module):
 
         arch = self.architecture
         self.backbone = make_backbone(stride_in_1x1=stride_in_1x1, frozen_stages=frozen_stages, norm_eval=norm_eval)
-        self.backbone.use_from(arch.first_level)
-        self.fpn = NECKS[neck](self.backbone.channels, arch.first_level, arch.last_level, channels)
+        self.backbone.use_from(arch.pyramid_levels[0])
+        self.fpn = NECKS[neck](self.backbone.channels, arch.pyramid_levels[0], arch.last_level, channels)
         self.head = HEADS[arch.head](
             num_classes, ANCHORS_PER_CELL, arch.head_depth, channels, upsample=arch.upsample_head
         )
+        self.fusion = ScaleFusion(channels) if arch.fuses_scales else None
         self.set_la_predictor(la_predictor)
         self.anchors = Anchors(arch)
         self.normalisation = normalisation or self.backbone.normalisation
@@ -124,8 +128,9 @@ class RetinaNet(nn.Module):
             **options: of :func:`torch.compile`.
         """
         options = {"fullgraph": True, "dynamic": False, **options}
-        self.backbone.compile(**options)
-        self.fpn.compile(**options)
+        for part in (self.backbone, self.fpn, self.fusion):
+            if part is not None:
+                part.compile(**options)
         for name in ("towers", "predict_levels"):
             setattr(self.head, name, torch.compile(getattr(self.head, name), **options))
 
@@ -151,12 +156,22 @@ class RetinaNet(nn.Module):
         return self.anchor_grids_for(self.image_size, self.image_size)
 
     def anchor_grids_for(self, height: int, width: int) -> list[AnchorGrid]:
-        """The levels' anchors for an input of `height` x `width` px, multiples of 32."""
+        """The levels' anchors for an input of `height` x `width` px, multiples of `architecture.size_divisor`."""
         return self.anchors(height, width)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Float [B, 3, H, W] in 0..1, H and W multiples of 32 -> the pyramid's outputs, finest first."""
-        return self.fpn(self.backbone(((images - self.mean) / self.std).to(self.dtype)))
+        """Float [B, 3, H, W] in 0..1, H and W multiples of `architecture.size_divisor` -> the maps that the head is
+        given, finest first: the pyramid's outputs, or the fused ones of two pyramids."""
+        return self._pyramid(images) if self.fusion is None else self.fusion(*self._pyramids(images))
+
+    def _pyramid(self, images: Tensor, levels: range | None = None) -> list[Tensor]:
+        return self.fpn(self.backbone(((images - self.mean) / self.std).to(self.dtype)), levels)
+
+    def _pyramids(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Of the images as they are and of their 2x2 mean, with the same cells."""
+        halved = avg_pool2d(images, 2)
+        arch = self.architecture
+        return self._pyramid(images, arch.levels), self._pyramid(halved, arch.half_size_levels)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,17 +184,25 @@ class RetinaNet(nn.Module):
         return Predictions(logits, deltas, self.anchor_grids_for(*image_shape))
 
     def outputs(self, images: Tensor, upto: Part = "predictions") -> Outputs:
-        """Float [B, 3, H, W] in 0..1, H and W multiples of 32 -> the model's outputs as far as `upto`."""
-        features = self.features(images)
+        """Float [B, 3, H, W] in 0..1, H and W multiples of `architecture.size_divisor` -> the model's outputs as far as
+        `upto`; in training with the predictions of each size by itself, where there are two."""
+        sizes: tuple[list[Tensor], ...] = ()
+        if self.fusion is not None and self.training:
+            sizes = self._pyramids(images)
+            features = self.fusion(*sizes)
+        else:
+            features = self.features(images)
         if upto == "features":
             return Outputs(features)
         towers = self.head.towers(features)
         if upto == "towers":
             return Outputs(features, towers)
-        return Outputs(features, towers, self.predict(towers, (images.shape[-2], images.shape[-1])))
+        shape = (images.shape[-2], images.shape[-1])
+        auxiliary = tuple(self.predict(self.head.towers(maps), shape) for maps in sizes)
+        return Outputs(features, towers, replace(self.predict(towers, shape), auxiliary=auxiliary))
 
     def predict_raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Float [B, 3, H, W] in 0..1 -> class logits [B, A, C] and box deltas [B, A, 4]."""
+        """Float [B, 3, H, W] in 0..1, sides as :meth:`features` -> class logits [B, A, C] and box deltas [B, A, 4]."""
         logits, deltas = self.head.predict_levels(self.head.towers(self.features(images)))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
@@ -191,13 +214,13 @@ class RetinaNet(nn.Module):
         Raises:
             ValueError: no image, an image not [3, H, W] float, or (training) targets missing or malformed.
         """
-        batch, sizes = pad_to_batch(images)
+        batch, sizes = pad_to_batch(images, self.architecture.size_divisor)
         if self.training:
             if targets is None or len(targets) != len(images):
                 raise ValueError("targets: training needs one dict with 'boxes' and 'labels' for each image")
             check_targets(targets, self.num_classes)
-        shape = (batch.shape[-2], batch.shape[-1])
-        predictions = self.predict(self.head.towers(self.features(batch)), shape)
+        predictions = self.outputs(batch).predictions
+        assert predictions is not None
         if self.training:
             assert targets is not None
             return self.losses(predictions, targets)
@@ -218,29 +241,42 @@ class RetinaNet(nn.Module):
         return {name: value / positives.clamp(min=1) for name, value in sums.items()}
 
     def loss_sums(self, predictions: Predictions, targets: Targets) -> tuple[dict[str, Tensor], Tensor]:
-        """The sums of :meth:`losses` before they are divided, and the number of positive anchors (int64 scalar)."""
+        """The sums of :meth:`losses` before they are divided, and the number of positive anchors (int64 scalar).
+
+        Where there are auxiliary predictions, their sums are added to `FUSED_LOSS_WEIGHT` times those of the others.
+        """
         with record_function("assignment"):
             matched = self.assign(predictions.grids, targets, self.kernel_backend)
         boxes = [target["boxes"].float() for target in targets]
         labels = [target["labels"] for target in targets]
-        of_levels = box_loss_arguments(predictions.deltas, matched, boxes, predictions.grids)
-        sums = {
-            "classification": self.classification_loss(predictions.logits, matched, labels, self.kernel_backend),
-            "bbox_regression": torch.stack([self.box_loss(*arguments) for arguments in of_levels]).sum(),
-        }
+
+        def sums_of(each: Predictions) -> dict[str, Tensor]:
+            of_levels = box_loss_arguments(each.deltas, matched, boxes, each.grids)
+            return {
+                "classification": self.classification_loss(each.logits, matched, labels, self.kernel_backend),
+                "bbox_regression": torch.stack([self.box_loss(*arguments) for arguments in of_levels]).sum(),
+            }
+
+        sums = sums_of(predictions)
+        if predictions.auxiliary:
+            others = [sums_of(each) for each in predictions.auxiliary]
+            sums = {
+                name: torch.stack([FUSED_LOSS_WEIGHT * value, *(other[name] for other in others)]).sum()
+                for name, value in sums.items()
+            }
         return sums, (matched >= 0).sum()
 
 
 def build_model(
     name: str, backbone: str = "resnet50", num_classes: int = 10, image_size: int = 512, **options: Any
 ) -> RetinaNet:
-    """Builds one of the five models with fresh weights.
+    """Builds one of the models with fresh weights.
 
     Args:
-        name: "teacher" (feed it 2S px), "snet", "la", "fa-thin" or "fa" (feed them S px).
+        name: "teacher" or "teacher-fused" (feed them 2S px), "snet", "la", "fa-thin" or "fa" (feed them S px).
         backbone: "resnet18", "resnet34", "resnet50" or "resnet101", or "timm:NAME" with a name of timm's.
         num_classes: without background.
-        image_size: side of the input that the model itself is fed, px; a multiple of 32.
+        image_size: side of the input that the model itself is fed, px; a multiple of 32, of "teacher-fused" of 64.
         **options: the other arguments of :class:`RetinaNet`.
 
     Raises:

@@ -36,15 +36,17 @@ class FeaturePyramid(Neck):
                 nn.init.kaiming_uniform_(conv.weight, a=1)
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, stages: list[Tensor]) -> list[Tensor]:
+    def forward(self, stages: list[Tensor], levels: range | None = None) -> list[Tensor]:
+        first, last = (self.first, self.last) if levels is None else (levels[0], levels[-1])
         merged = self.lateral["c5"](stages[-1])
         outputs = [self._output("p5", merged)]
-        for s in range(4, self.first - 1, -1):
+        for s in range(4, first - 1, -1):
             lateral = self.lateral[f"c{s}"](stages[s - 2])
             merged = upsample_nearest2x(merged, add=lateral, backend=self.backend)
             outputs.insert(0, self._output(f"p{s}", merged))
         x = stages[-1]
-        for conv in self.extra.values():
+        for s in range(6, last + 1):
+            conv = self.extra[f"p{s}"]
             assert isinstance(conv, nn.Conv2d)
             x = halve(conv, x)
             outputs.append(x[..., :: self.output_step, :: self.output_step])

@@ -13,7 +13,7 @@ from zoominnet.distill import LOSSES, DistillOptions
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.pairs import SITES
 from zoominnet.errors import UserError
-from zoominnet.models import ARCHITECTURES, STUDENTS, TEACHER, LaPredictor
+from zoominnet.models import ARCHITECTURES, STUDENTS, TEACHER, TEACHERS, LaPredictor
 from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.models.assign import ASSIGNERS
 from zoominnet.models.backbones import BACKBONES
@@ -56,6 +56,7 @@ KNOWN_BACKBONE = Rule(
 if TYPE_CHECKING:
     Augmentation: TypeAlias = str
     Student: TypeAlias = str
+    TeacherModel: TypeAlias = str
     Backbone: TypeAlias = str
     BackboneOrNone: TypeAlias = str | None
     Neck: TypeAlias = str
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 else:  # an entry of a dictionary is a choice of its option
     Augmentation = Literal[tuple(AUGMENTATIONS)]
     Student = Literal[(*STUDENTS, NO_STUDENT)]
+    TeacherModel = Literal[TEACHERS]
     Backbone = Annotated[Literal[tuple(BACKBONES)] | str, KNOWN_BACKBONE]
     BackboneOrNone = Annotated[Literal[tuple(BACKBONES)] | str | None, KNOWN_BACKBONE]
     Neck = Literal[tuple(NECKS)]
@@ -198,6 +200,14 @@ class TrainConfig:
     """Learn from the teacher; --no-distill trains the student alone."""
     teacher: str = "train"
     """"train" trains a teacher first, or the run folder, checkpoint or .safetensors file of a trained one."""
+    teacher_model: TeacherModel = TEACHER
+    """Architecture of the teacher with --teacher train. teacher: a RetinaNet (paper). teacher-fused: it sees each image at
+    its own size and at half of it, and predicts from both pyramids fused (MSAD, Qi et al. 2021), whose maps the student
+    learns."""
+    teacher_scales: Literal["one", "both"] = "one"
+    """Sizes at which --teacher-model teacher is trained with --teacher train. one: its own (paper). both: at its own and at
+    half of it, the student's, by the sum of the losses of both (MSAD's multi-scale training, with each size's own levels
+    and anchors); its AP at half size is in the result as well."""
     check_teacher: bool = True
     """Measure and print the teacher's AP on the validation split before distillation starts."""
     lambda_distill: Annotated[
@@ -338,7 +348,7 @@ class TrainConfig:
     @property
     def teacher_size(self) -> int:
         """Side of the teacher's input, px, at which images are read."""
-        return self.input_size(TEACHER)
+        return self.input_size(self.teacher_model)
 
     def __post_init__(self) -> None:
         for name, kind in (("out", Path), ("synthetic_images", tuple), ("decay_at", tuple), ("augment", tuple)):
@@ -369,7 +379,7 @@ class TrainConfig:
     def made_of(self, model: str) -> MadeOf:
         """What one of `ARCHITECTURES` begins with in this run."""
         own = MadeOf(self.backbone, self.channels, self.weights)
-        if model != TEACHER:
+        if ARCHITECTURES[model].is_student:
             return own._replace(weights=OF_THE_TEACHER) if self.init_from_teacher else own
         return MadeOf(
             self.teacher_backbone or own.backbone,
@@ -381,7 +391,7 @@ class TrainConfig:
     def trained(self) -> list[MadeOf]:
         """What the models that this run trains begin with."""
         teacher = self.teacher == "train" and (self.uses_teacher or self.student == NO_STUDENT)
-        names = [TEACHER] * teacher + [self.student] * (self.student != NO_STUDENT)
+        names = [self.teacher_model] * teacher + [self.student] * (self.student != NO_STUDENT)
         return [self.made_of(name) for name in names]
 
     def distill_options(self) -> DistillOptions:
@@ -428,6 +438,16 @@ class TrainConfig:
             raise ConfigError(
                 f"--teacher-weights {self.teacher_weights}: the teacher {self.teacher} is trained already; leave one of "
                 "the two out"
+            )
+        if self.teacher != "train" and self.teacher_scales != "one":
+            raise ConfigError(
+                f"--teacher-scales {self.teacher_scales}: the teacher {self.teacher} is trained already; leave one of the "
+                "two out"
+            )
+        if self.teacher_scales != "one" and ARCHITECTURES[self.teacher_model].fuses_scales:
+            raise ConfigError(
+                f"--teacher-scales {self.teacher_scales}: --teacher-model {self.teacher_model} learns from both sizes as it "
+                "is; leave one of the two out"
             )
         if self.distils and self.image_size % (multiple := ARCHITECTURES[self.student].distill_size_multiple):
             raise ConfigError(

@@ -225,6 +225,7 @@ TEACHER = ModelInfo("teacher", "resnet18", 2, 128, 16, False, ("a", "b"), (1, 2)
         ({"backbone": "resnet34"}, None),
         ({"image_size": 192}, "trained at 192 px, .* is 128 px; give --image-size 96"),
         ({"channels": 8}, None),
+        ({"name": "teacher-fused"}, None),
         ({"config": {"resize": "letterbox"}}, "with --resize letterbox, this run has squash"),
         ({"class_names": ("b", "a")}, "has the classes b, a, synthetic a, b"),
     ],
@@ -241,6 +242,7 @@ def test_a_teacher_that_does_not_fit_is_refused(change: dict[str, Any], message:
         ({"teacher_backbone": "resnet18", "teacher_channels": 16}, None),
         ({"teacher_backbone": "resnet34"}, "its backbone is resnet18, not resnet34; leave out --teacher-backbone"),
         ({"teacher_channels": 8}, "have 16 channels, not 8; leave out --teacher-channels"),
+        ({"teacher_model": "teacher-fused"}, "is a 'teacher', not 'teacher-fused'; leave out --teacher-model"),
     ],
 )
 def test_a_teachers_file_tells_what_it_is(options: dict[str, Any], message: str | None) -> None:

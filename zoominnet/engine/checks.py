@@ -106,6 +106,10 @@ def check_teacher_fits(config: TrainConfig, info: ModelInfo, class_names: tuple[
     what = f"--teacher {config.teacher}"
     if ARCHITECTURES[info.name].is_student:
         raise ConfigError(f"{what}: holds a {info.name!r}; name the teacher folder of a run")
+    if config.teacher_model not in (TrainConfig.teacher_model, info.name):
+        raise ConfigError(
+            f"{what}: is a {info.name!r}, not {config.teacher_model!r}; leave out --teacher-model, or give another teacher"
+        )
     if config.teacher_backbone not in (None, info.backbone):
         raise ConfigError(
             f"{what}: its backbone is {info.backbone}, not {config.teacher_backbone}; leave out --teacher-backbone, or "

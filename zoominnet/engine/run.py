@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -55,7 +56,7 @@ from zoominnet.engine.log import logged
 from zoominnet.engine.precision import AUTOCAST_DTYPES, choose_amp
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
-from zoominnet.models import TEACHER, LoadReport, RetinaNet, build_model, inherit_weights, load_weights
+from zoominnet.models import LoadReport, RetinaNet, build_model, inherit_weights, load_weights
 from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
 from zoominnet.models.weights import read_stride_in_1x1
 from zoominnet.rules import option
@@ -132,8 +133,9 @@ class Run:
         self.teacher = None
         if not config.uses_teacher and config.teacher != "train":
             self.warn(f"--teacher {config.teacher}: not used, for nothing is distilled")
-        for field in ("teacher_backbone", "teacher_channels", "teacher_weights"):
-            if not (config.uses_teacher or config.student == NO_STUDENT) and getattr(config, field) is not None:
+        for field in ("teacher_model", "teacher_scales", "teacher_backbone", "teacher_channels", "teacher_weights"):
+            given = getattr(config, field) != getattr(TrainConfig, field)
+            if given and not (config.uses_teacher or config.student == NO_STUDENT):
                 self.warn(f"{option(field)} {getattr(config, field)}: not used, for nothing is distilled")
         if config.init_from_teacher and config.weights not in (
             PROFILES[config.profile].weights,
@@ -143,12 +145,14 @@ class Run:
         if config.uses_teacher:
             self.teacher = self._obtain_teacher(rows)
         if config.student == NO_STUDENT:
-            name, label, best = "teacher", "teacher", self._train_teacher()
+            name, label, best = "teacher", config.teacher_model, self._train_teacher()
         else:
             name, label = "student", f"{config.student} + CSKD" if config.distils else config.student
             best = self._train(name, config.student, config.epochs)
         model, _ = self._load(best)
-        rows[name] = {"label": label, **describe(model), **self._measure(model, f"the {name}").values}
+        rows[name] = self._row(label, model, f"the {name}")
+        if name == "teacher":
+            rows |= self._at_half_size(model)
         result = {
             "config": config.as_dict(),
             "checkpoint": str(best),
@@ -185,7 +189,8 @@ class Run:
         config, device = self.config, self.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         teacher = (
-            f"teacher {'trained first' if config.teacher == 'train' else config.teacher}, at {config.teacher_size} px"
+            f"{f'{config.teacher_model} trained first' if config.teacher == 'train' else f'teacher {config.teacher}'}, "
+            f"at {config.teacher_size} px"
         )
         backends = {
             backend: ", ".join(op for op, own in self.backends.items() if own == backend)
@@ -390,7 +395,7 @@ class Run:
         return distiller
 
     def _train_teacher(self) -> Path:
-        return self._train("teacher", TEACHER, self.config.teacher_epochs or self.config.epochs)
+        return self._train("teacher", self.config.teacher_model, self.config.teacher_epochs or self.config.epochs)
 
     def _obtain_teacher(self, rows: dict[str, dict[str, Any]]) -> RetinaNet:
         """Trains or loads the teacher; measures it, so that one that was not loaded right is noticed."""
@@ -402,9 +407,9 @@ class Run:
             check_teacher_fits(config, info, self.train_set.split.class_names)
         if not config.check_teacher:
             return teacher
-        scores = self._measure(teacher, "the teacher").values
-        rows["teacher"] = {"label": "teacher", **describe(teacher), **scores}
-        ap: float | None = scores["AP"]
+        rows["teacher"] = self._row(teacher.name, teacher, "the teacher")
+        rows |= self._at_half_size(teacher)
+        ap: float | None = rows["teacher"]["AP"]
         if ap is None:
             self.warn(f"teacher: {self.val.name} has no boxes to measure it on")
             return teacher
@@ -416,6 +421,18 @@ class Run:
         elif ap < 0.01:
             self.warn("teacher: AP below 0.01: there is next to nothing to learn from it; train it longer")
         return teacher
+
+    def _row(self, label: str, model: RetinaNet, name: str) -> dict[str, Any]:
+        """What the result says of a model."""
+        return {"label": label, **describe(model), **self._measure(model, name).values}
+
+    def _at_half_size(self, teacher: RetinaNet) -> dict[str, dict[str, Any]]:
+        """A teacher that was trained at both sizes is measured at the smaller one, too."""
+        if self.config.teacher_scales == "one":
+            return {}
+        half = copy.copy(teacher)  # the weights are shared
+        half.image_size = teacher.image_size // 2
+        return {"teacher_half": self._row(f"{teacher.name} at half size", half, "the teacher at half size")}
 
     def _summary(self, rows: dict[str, dict[str, Any]]) -> Table:
         """The result table: one row a model."""

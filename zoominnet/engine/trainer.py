@@ -96,7 +96,8 @@ class Phase:
         self.name, self.config, self.epochs, self.model, self.distiller = name, config, epochs, model, distiller
         self.train_set, self.validate, self.folder, self.console = train_set, validate, folder, console
         self.ranks, self.device = ranks, ranks.device
-        self.module: nn.Module = TrainingModule(model, distiller)
+        half_size = config.teacher_scales == "both" and not model.architecture.is_student
+        self.module: nn.Module = TrainingModule(model, distiller, half_size=half_size)
         if config.compile:
             self.module.compile_parts()
         self.optimizer = build_optimizer(self.module, config)

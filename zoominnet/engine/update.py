@@ -94,12 +94,13 @@ class Update:
                 buffer.copy_(torch.where(skipped, value, buffer))
             for watcher in self.watchers:
                 watcher.after_update(skipped)
+        half = whole.half
         arriving = HostCopy(torch.cat([whole.sums, torch.stack([norm, scale, skipped.float()]).double()]))
 
         def outcome() -> StepOutcome:
             sums, last = arriving.read().tensor_split([-3])
             norm, scale, skipped = last.tolist()
-            values, stop = read_losses(sums, self.distiller, weight, self.ranks)
+            values, stop = read_losses(sums, self.distiller, weight, self.ranks, half)
             return StepOutcome({**values, "grad_norm": norm, "lr": lr}, not skipped, scale, stop)
 
         return outcome

@@ -206,8 +206,9 @@ class TrainConfig:
     learns."""
     teacher_scales: Literal["one", "both"] = "one"
     """Sizes at which --teacher-model teacher is trained with --teacher train. one: its own (paper). both: at its own and at
-    half of it, the student's, by the sum of the losses of both (MSAD's multi-scale training, with each size's own levels
-    and anchors); its AP at half size is in the result as well."""
+    half of it, the student's, by the sum of the losses of both, each with the levels and anchors of a plain RetinaNet of
+    that size; its AP at half size is in the result as well. (MSAD adds the losses so, but shifts the levels of the half
+    size by one, as teacher-fused does.)"""
     check_teacher: bool = True
     """Measure and print the teacher's AP on the validation split before distillation starts."""
     lambda_distill: Annotated[

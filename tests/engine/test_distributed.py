@@ -190,6 +190,19 @@ def test_f12_f17_two_ranks_train_an_adapter_as_one(alone: Path, options: list[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("choice", [("--teacher-scales", "both"), ("--teacher-model", "teacher-fused")])
+def test_f12_f17_two_ranks_train_a_teacher_of_two_sizes_as_one(
+    options: list[str], tmp_path: Path, choice: tuple[str, str]
+) -> None:
+    """Backbone, pyramid and head are used twice or thrice in a step, before their gradients are averaged."""
+    for size in (1, 2):
+        arguments = [*options, *choice, "--student", "none", "--out", str(tmp_path / str(size))]
+        statuses, talk = train_in_ranks(size, arguments, tmp_path / f"talk {size}")
+        assert statuses == [0] * size, talk
+    assert_same_training(tmp_path / "1" / "teacher", tmp_path / "2" / "teacher")
+
+
+@pytest.mark.slow
 def test_every_rank_gets_the_detections_of_all_images(alone: Path, data: Path, tmp_path: Path) -> None:
     """Three images over four ranks: one has none to predict."""
     for size in (1, 4):

@@ -40,7 +40,7 @@ class Outputs:
     """What a model made of a batch, as far as it was asked to go; the rest is None.
 
     Attributes:
-        features: the pyramid's outputs [B, C, h, w], finest first.
+        features: the pyramid's outputs, or the fused ones of two pyramids, [B, C, h, w], finest first.
         towers: the classification and the regression tower's outputs, of the same shapes.
         predictions: see there.
     """

@@ -32,11 +32,18 @@ from zoominnet.models.boxes import encode_boxes
 from zoominnet.models.interfaces import Predictions
 from zoominnet.models.postprocess import PostProcess
 
-INPUTS = (("snet", 512), ("la", 512), ("fa", 512), ("teacher", 1024))
-"""Models, and the side of their input, px."""
+INPUTS = (("snet", 512), ("fa", 512))
+"""Models, and the side of their input, px. `la` has the anchors of `fa`, as has the teacher at 1024 px in proportion."""
+COUNTS = (
+    *("boxes", "with an anchor of IoU 0.5", "no anchor is trained on", "no anchor by mmdetection's rule"),
+    "over 100 an image",
+)
 BOXES_AT_A_TIME = 32
 """Boxes that are compared with the anchors each by itself: bounds memory."""
-SCORES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_100")
+LIMITS = (100, 500)
+"""Detections of an image that are kept: COCO's limit, and VisDrone's."""
+SCORES = ("AP", "AP_S", "AP_M", "AP_L")
+"""AP50 and AP75 are AP: what is found at all is found exactly."""
 
 
 def best_ious(anchors: Tensor, matched: Tensor, boxes: Tensor) -> Tensor:
@@ -67,35 +74,56 @@ def perfect_predictions(grids: Sequence[AnchorGrid], boxes: Tensor, labels: Tens
 
 
 def overlapped(grids: Sequence[AnchorGrid], boxes: Tensor) -> int:
-    """How many of the boxes [G, 4] have an IoU of 0.5 or more with an anchor."""
-    return sum(
-        bool((alone >= 0).any())
-        for some in boxes.split(BOXES_AT_A_TIME)
+    """How many of the boxes [G, 4] px have an IoU of 0.5 or more with an anchor."""
+    taken = max_iou_assign(grids, boxes, allow_low_quality=False).unique()
+    others = torch.ones(len(boxes), dtype=torch.bool)
+    others[taken[taken >= 0]] = False  # those that no anchor prefers to another box are looked at by themselves
+    return len(boxes) - sum(
+        not (alone >= 0).any()
+        for some in boxes[others].split(BOXES_AT_A_TIME)
         for alone in max_iou_assign(grids, [box[None] for box in some], allow_low_quality=False)
     )
+
+
+def trained(grids: Sequence[AnchorGrid], boxes: Tensor) -> tuple[int, int]:
+    """How many of the boxes [G, 4] px some anchor is trained on: by the assigner here, and by mmdetection's.
+
+    Both are RetinaNet's rule but for a box's best anchors where these have less than 0.5 with it. Here, as in torchvision,
+    they are trained on the box that they overlap most themselves, so that a box among larger ones may get none. In
+    mmdetection's MaxIoUAssigner they are trained on that box, of several on the last.
+    """
+    own = assign_by_max_iou(grids, [{"boxes": boxes}])[0].unique()
+    theirs = max_iou_assign(grids, boxes, allow_low_quality=False)
+    for first in range(0, len(boxes), BOXES_AT_A_TIME):
+        some = [box[None] for box in boxes[first : first + BOXES_AT_A_TIME]]
+        for index, alone in enumerate(max_iou_assign(grids, some, positive=1.0, negative=1.0), first):
+            theirs[alone == 0] = index
+    return int((own >= 0).sum()), int((theirs.unique() >= 0).sum())
 
 
 def bound(split: Split, name: str, size: int, records: Sequence[ImageRecord] | None = None) -> dict[str, Any]:
     """Counts and scores of a model of `ARCHITECTURES` with an input of `size` px; of some of the split's records, or of all."""
     records = split.records if records is None else records
     grids = Anchors(ARCHITECTURES[name])(size, size)
-    process = PostProcess()
-    counts = dict.fromkeys(("boxes", "with an anchor of IoU 0.5", "no anchor is trained on", "over 100 an image"), 0)
-    found = []
+    counts = dict.fromkeys(COUNTS, 0)
+    found: dict[int, list[Detections]] = {limit: [] for limit in LIMITS}
     for record in records:
         geometry = ResizeGeometry.fit(record.width, record.height, size, "squash")
         boxes, labels = geometry.to_output(torch.from_numpy(record.boxes)), torch.from_numpy(record.labels)
         predictions = perfect_predictions(grids, boxes, labels, len(split.class_names))
-        trained = assign_by_max_iou(grids, [{"boxes": boxes}])[0].unique()
-        counts["boxes"] += len(boxes)
-        counts["with an anchor of IoU 0.5"] += overlapped(grids, boxes)
-        counts["no anchor is trained on"] += len(boxes) - int((trained >= 0).sum())
-        counts["over 100 an image"] += max(0, len(boxes) - process.max_detections)
-        [output] = process(predictions, [(size, size)])
-        original = geometry.to_original(output["boxes"]).double().numpy()
-        found.append(Detections(original, output["scores"].double().numpy(), output["labels"].numpy()))
-    scores = evaluate_coco(records, found, split.class_names).as_dict()
-    return {"model": name, "input px": size, **counts, **{score: scores[score] for score in SCORES}}
+        own, theirs = trained(grids, boxes)
+        missing = (len(boxes) - own, len(boxes) - theirs, max(0, len(boxes) - LIMITS[0]))
+        for name_of_count, count in zip(COUNTS, (len(boxes), overlapped(grids, boxes), *missing), strict=True):
+            counts[name_of_count] += count
+        for limit, detections in found.items():
+            [output] = PostProcess(max_detections=limit)(predictions, [(size, size)])
+            original = geometry.to_original(output["boxes"]).double().numpy()
+            detections.append(Detections(original, output["scores"].double().numpy(), output["labels"].numpy()))
+    scores = {}
+    for limit, detections in found.items():
+        values = evaluate_coco(records, detections, split.class_names, max_dets=limit).as_dict()
+        scores[f"{limit} detections"] = {name: values[name] for name in (*SCORES, f"AR_{limit}")}
+    return {"model": name, "input px": size, **counts, **scores}
 
 
 def main() -> int:

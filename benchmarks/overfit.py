@@ -110,7 +110,9 @@ def main() -> int:
         "mean losses since the last validation": losses,
     }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"AP {validations[-1]['AP']:.4f} after {validations[-1]['step']} steps; at most {result['bound']['AP']:.4f}")
+    print(
+        f"AP {validations[-1]['AP']:.4f} after {validations[-1]['step']} steps; at most {result['bound']['100 detections']['AP']:.4f}"
+    )
     return 0
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import DeviceType
 
+from zoominnet.data import DataReport, ImageRecord, Split
 from zoominnet.kernels import akdp_mask, available_backends, max_iou_assign
 from zoominnet.kernels._dispatch import _MEASURED, OPERATIONS
 
@@ -36,7 +38,7 @@ def load(name: str) -> ModuleType:
 
 measure, report, shapes = load("measure"), load("report"), load("shapes")
 sys.path.insert(0, str(ROOT / "benchmarks"))  # of the modules of benchmarks/ this one imports others
-train_step = load("train_step")
+train_step, anchor_bound, overfit = load("train_step"), load("anchor_bound"), load("overfit")
 sys.path.remove(str(ROOT / "benchmarks"))
 
 
@@ -599,3 +601,51 @@ def test_shapes_without_the_real_images(monkeypatch: pytest.MonkeyPatch, tmp_pat
     finally:
         shapes.real_boxes.cache_clear()
         shapes.key_positions.cache_clear()
+
+
+def test_the_bound_of_boxes_that_anchors_reach_or_not() -> None:
+    """The first box is an anchor of `snet`. The second has an IoU of 0.04 with its best one, which prefers the first. The third
+    is far away and small, of the second's class. The fourth is the third again with another class."""
+    boxes = [[20, 20, 44, 44], [30, 30, 35, 35], [90, 90, 95, 95], [90, 90, 95, 95]]
+    record = ImageRecord(None, 1, 128, 128, np.array(boxes, dtype=np.float32), np.array([0, 1, 1, 0]))
+    split = Split("val", [record], ("car", "bus"), (1, 2), DataReport())
+    found = anchor_bound.bound(split, "snet", 128)
+    assert {name: found[name] for name in anchor_bound.COUNTS} == {
+        "boxes": 4,
+        "with an anchor of IoU 0.5": 1,
+        "no anchor is trained on": 2,
+        "no anchor by mmdetection's rule": 1,
+        "over 100 an image": 0,
+    }
+    # Of each class one of two boxes: 51 of 101 recall points for each.
+    for limit in ("100 detections", "500 detections"):
+        assert found[limit]["AP"] == pytest.approx(51 / 101)
+
+
+def test_the_images_to_learn_by_heart(tmp_path: Path) -> None:
+    def record(name: str, boxes: int) -> ImageRecord:
+        return ImageRecord(tmp_path / f"{name}.jpg", 1, 9, 9, np.zeros((boxes, 4)), np.zeros(boxes, dtype=np.int64))
+
+    records = [record("1_a", 19), record("1_b", 20), record("1_c", 30), record("2_a", 41), record("3_a", 40)]
+    records += [record(f"{scene}_a", 25) for scene in range(4, 14)]
+    chosen = [each.path.stem for each in overfit.choose(records)]
+    assert chosen == ["1_b", "3_a", *(f"{scene}_a" for scene in range(4, 10))]
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_learning_by_heart_runs(tmp_path: Path) -> None:
+    data = ROOT.parent / "shared" / "data" / "visdrone-mini"
+    if not data.is_dir():
+        pytest.skip("no visdrone-mini in ../shared/data")
+    file = tmp_path / "overfit.json"
+    tiny = (
+        "--backbone resnet10-quarter --weights none --channels 8 --image-size 64 --no-distill --workers 0 --max-steps 2"
+    )
+    command = [sys.executable, "benchmarks/overfit.py", str(data), "--json", str(file), "--", *tiny.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert len(result["images"]) == 8
+    assert [line["step"] for line in result["validations"]] == [2]
+    assert result["validations"][0]["boxes"] == result["bound"]["boxes"] == sum(result["images"].values())

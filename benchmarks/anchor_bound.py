@@ -1,6 +1,6 @@
 """What anchors, NMS and the limit of detections leave of the ground truth: the AP of a model that makes no mistake.
 
-    python benchmarks/anchor_bound.py ../shared/data/visdrone-mini --splits train val --json FILE
+    python benchmarks/anchor_bound.py ../shared/data/visdrone-mini --splits train val --inputs snet:512 fa:512 --json FILE
 
 Each anchor that the assigner gives a box predicts just that box and its class, every other anchor nothing; what the
 post-processing makes of it is scored as detections are. Also counted: the boxes with an IoU of 0.5 or more with some
@@ -27,15 +27,17 @@ from zoominnet.evaluation import Detections, evaluate_coco
 from zoominnet.kernels import AnchorGrid, max_iou_assign
 from zoominnet.models import ARCHITECTURES
 from zoominnet.models.anchors import Anchors
+from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.models.assign import assign_by_max_iou
 from zoominnet.models.boxes import encode_boxes
 from zoominnet.models.interfaces import Predictions
 from zoominnet.models.postprocess import PostProcess
 
-INPUTS = (("snet", 512), ("fa", 512))
-"""Models, and the side of their input, px. `la` has the anchors of `fa`, as has the teacher at 1024 px in proportion."""
 COUNTS = (
-    *("boxes", "with an anchor of IoU 0.5", "no anchor is trained on", "no anchor by mmdetection's rule"),
+    "boxes",
+    "with an anchor of IoU 0.5",
+    "no anchor is trained on",
+    "no anchor by mmdetection's rule",
     "over 100 an image",
 )
 BOXES_AT_A_TIME = 32
@@ -126,17 +128,34 @@ def bound(split: Split, name: str, size: int, records: Sequence[ImageRecord] | N
     return {"model": name, "input px": size, **counts, **scores}
 
 
+def model_and_size(text: str) -> tuple[str, int]:
+    """Of "MODEL:PX"."""
+    model, _, size = text.partition(":")
+    if model not in ARCHITECTURES or not size.isdecimal() or int(size) < SIZE_DIVISOR or int(size) % SIZE_DIVISOR:
+        known = ", ".join(ARCHITECTURES)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}, a colon and a multiple of {SIZE_DIVISOR}")
+    return model, int(size)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder or json of a data set")
     parser.add_argument("--splits", nargs="+", default=["train", "val"])
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        type=model_and_size,
+        default=[("snet", 512), ("fa", 512)],
+        metavar="MODEL:PX",
+        help="models, and the side of their input, px; `la` has the anchors of `fa`, and so has the teacher at twice the size",
+    )
     parser.add_argument("--json", type=Path, help="file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name in arguments.splits:
         split = open_split(arguments.data, name)
-        for model, size in INPUTS:
+        for model, size in arguments.inputs:
             rows.append({"split": name, **bound(split, model, size)})
             print(json.dumps(rows[-1]), flush=True)
     if arguments.json is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from zoominnet.engine.inference import cost_of
-from zoominnet.models import ARCHITECTURES, TEACHER, build_model
+from zoominnet.models import build_model
 from zoominnet.reproduction.runs import Run
 
 BACKWARD = 2
@@ -37,7 +37,7 @@ class Estimates:
         config = run.config
 
         def one(architecture: str) -> float:
-            made_of = config.made_of(TEACHER if not ARCHITECTURES[architecture].is_student else architecture)
+            made_of = config.made_of(architecture)
             size = config.input_size(architecture)
             return gflops(architecture, made_of.backbone, made_of.channels, config.neck, self.classes(), size)
 

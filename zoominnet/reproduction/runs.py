@@ -20,7 +20,6 @@ from zoominnet.engine.checkpoint import newest_checkpoint
 from zoominnet.engine.folder import CONFIG_FILE, RESULT_FILE, write_json
 from zoominnet.errors import UserError
 from zoominnet.evaluate import EvaluateConfig, evaluate
-from zoominnet.models import TEACHER
 from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.reproduction.plan import Options, Row, Training
 from zoominnet.rules import option
@@ -65,7 +64,7 @@ class Run:
 
     @property
     def architecture(self) -> str:
-        return TEACHER if self.config.student == NO_STUDENT else self.config.student
+        return self.config.teacher_model if self.config.student == NO_STUDENT else self.config.student
 
     def begun(self) -> bool:
         return (self.folder / CONFIG_FILE).exists()

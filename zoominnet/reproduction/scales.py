@@ -52,5 +52,6 @@ SCALES: dict[ScaleName, Scale] = {
             checkpoint_every=10_000,
         ),
         seeds=3,
+        taught={"lambda_distill": "auto"},  # the paper's weight is for ImageNet's weights and 256 channels
     ),
 }

@@ -1,12 +1,35 @@
-"""What the paper does not do: each addition by itself, and the best of them together."""
+"""What the paper does not do: each addition to FA with CSKD by itself, and what brings most, together, for each student."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from zoominnet.config import TrainConfig
 from zoominnet.reproduction.items.table3 import (
     FA_CSKD_ROW,
     FA_ROW,
+    TEACHER,
     TNET_ROW,
     distilled,
 )
-from zoominnet.reproduction.plan import Item, Row
+from zoominnet.reproduction.plan import Item, Row, Training
+
+TEACHER_BOTH = TEACHER.but("teacher-both-scales", teacher_scales="both")
+TEACHER_FUSED = TEACHER.but("teacher-fused", teacher_model="teacher-fused")
+RESPONSE = (("pa-l2", 1.0), ("response", 300.0))
+
+
+def _twice_as_long(scale: TrainConfig) -> Mapping[str, Any]:
+    return {"epochs": 2 * scale.epochs}
+
+
+def with_(label: str, name: str, **options: object) -> Row:
+    """FA with CSKD and an addition."""
+    return Row(f"SNet + FA + CSKD, {label}", distilled("fa", name, **options), against=FA_CSKD_ROW)
+
+
+LONGER = Training("fa-longer", {"student": "fa", "distill": False}, derived=_twice_as_long)
+FINE_TUNED = Training("fa-from-teacher", {"student": "fa", "distill": False, "init_from_teacher": True}, TEACHER)
+LONGER_CSKD = Training("fa-cskd-longer", {"student": "fa"}, TEACHER, _twice_as_long)
 
 BEYOND = Item(
     "Beyond the paper",
@@ -15,10 +38,22 @@ BEYOND = Item(
         TNET_ROW,
         FA_ROW,
         FA_CSKD_ROW,
+        with_("from the teacher's weights", "init", init_from_teacher=True),
+        Row("SNet + FA from the teacher's weights, not distilled", FINE_TUNED, against=FA_ROW),
+        with_("and its predictions", "response", distill_losses=RESPONSE),
+        with_("its predictions alone", "response-alone", distill_losses=(("response", 1.0),)),
+        with_("average of the weights", "ema", ema=0.998),
+        with_("crops", "crop", augment=("crop",)),
+        with_("mosaics", "mosaic", augment=("mosaic",)),
+        Row("SNet + FA + CSKD, twice as long", LONGER_CSKD, against=FA_CSKD_ROW),
+        Row("SNet + FA, twice as long", LONGER, against=FA_ROW),
+        Row("TNet trained at both sizes", TEACHER_BOTH, against=TNET_ROW),
         Row(
-            "+ response",
-            distilled("fa", "response", distill_losses=(("pa-l2", 1.0), ("response", 300.0))),
+            "SNet + FA + CSKD by that teacher",
+            distilled("fa", "both-scales").taught_by(TEACHER_BOTH),
             against=FA_CSKD_ROW,
         ),
+        Row("TNet fused of both sizes", TEACHER_FUSED, against=TNET_ROW),
+        Row("SNet + FA + CSKD by that teacher", distilled("fa", "fused").taught_by(TEACHER_FUSED), against=FA_CSKD_ROW),
     ),
 )

@@ -277,6 +277,20 @@ def test_a_student_begins_as_its_teacher_of_the_same_image(name: str) -> None:
             assert torch.equal(student.predict_raw(image)[0], teacher.predict_raw(image)[0])
 
 
+def test_fa_has_all_of_a_fused_teacher() -> None:
+    """Which makes P2 to P6 of the image at half size, as FA does; the fusion stays behind."""
+    torch.manual_seed(0)
+    teacher = build_model("teacher-fused", "resnet10-quarter", image_size=128, **TINY)
+    student = build_model("fa", "resnet10-quarter", image_size=64, **TINY)
+    report = inherit_weights(student, teacher)
+    state = teacher.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in student.state_dict().items())
+    assert student.fpn.lateral["c2"].weight.any()
+    assert not report.fresh
+    assert {key.split(".")[0] for key in report.unused} == {"fpn", "fusion"}
+    assert {key for key in report.unused if key.startswith("fpn.")} == {"fpn.extra.p7.weight", "fpn.extra.p7.bias"}
+
+
 def test_what_a_student_cannot_inherit() -> None:
     torch.manual_seed(0)
     teacher = build_model("teacher", "resnet10-quarter", image_size=128, num_classes=3, channels=16)

@@ -219,8 +219,8 @@ def inherit_weights(student: RetinaNet, teacher: RetinaNet) -> LoadReport:
     convolution goes with the laterals whose sum it reads, and those are tied to their stages by their channels.
 
     A level below the teacher's first (FA's P2) has the teacher's first output convolution; its lateral, which the teacher
-    lacks, starts from zero, so that the level starts as what the teacher makes of the sum above it, without noise. Of towers
-    of fewer convolutions (fa-thin's) the first ones are taken.
+    lacks, starts from zero, so that the level starts as what the teacher makes of the sum above it, without noise. The fused
+    teacher has both. Of towers of fewer convolutions (fa-thin's) the first ones are taken.
 
     Args:
         student: changed in place.
@@ -229,7 +229,7 @@ def inherit_weights(student: RetinaNet, teacher: RetinaNet) -> LoadReport:
     Raises:
         WeightsError: the backbones differ, or a tensor holds NaN or Inf.
     """
-    own, state, first = student.state_dict(), teacher.state_dict(), teacher.architecture.first_level
+    own, state, first = student.state_dict(), teacher.state_dict(), teacher.architecture.pyramid_levels[0]
     below = {f"p{level}": f"c{level}" for level in range(student.architecture.first_level, first)}
     sources = {name: name for name in state}
     for name in own:

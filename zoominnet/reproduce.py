@@ -24,8 +24,10 @@ from zoominnet.command import make_console, open_data, run_command
 from zoominnet.config import TrainConfig
 from zoominnet.engine.folder import write_json
 from zoominnet.errors import UserError
+from zoominnet.prediction.extras import MissingExtraError
 from zoominnet.reproduction.estimates import Estimates, duration
 from zoominnet.reproduction.execution import Executor
+from zoominnet.reproduction.figures import draw_results
 from zoominnet.reproduction.items import ITEMS
 from zoominnet.reproduction.provenance import here
 from zoominnet.reproduction.runs import ReproductionError, Run, runs_of, shell_line
@@ -128,10 +130,11 @@ def reproduce(
     deadline = math.inf if config.budget is None else time.monotonic() + 60 * config.budget
     left = Executor(config.jobs, deadline, about, estimates, console, write).do(wanted)
     result = write()
+    pictures = [draw(result["items"][name], config.folder / f"{name}.png", console) for name in names]
     for name in names:
         console.print(table_of(result["items"][name]))
     console.print(
-        f"results: {config.folder / 'results.json'}, {', '.join(f'{name}.md' for name in names)}",
+        f"results: {', '.join([str(config.folder / 'results.json'), *(f'{name}.md' for name in names), *filter(None, pictures)])}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -146,6 +149,18 @@ def reproduce(
             f"{len(failed)} of {len(wanted)} runs failed; mend the cause and repeat the command", details=failed
         )
     return result
+
+
+def draw(results: dict[str, Any], file: Path, console: Console) -> str | None:
+    """Draws the results of an item; says why not, where it cannot. Returns the file's name."""
+    if not any(row["runs"] for row in results["rows"]):
+        return None
+    try:
+        draw_results(results, file)
+    except MissingExtraError as error:
+        console.print(str(error), style="yellow", highlight=False, markup=False, soft_wrap=True)
+        return None
+    return file.name
 
 
 class Stopped(UserError):  # noqa: N818

@@ -47,6 +47,7 @@ def test_table_2_is_trained_once_and_measured_at_each_size(
     table = (out / "table2.md").read_text()
     assert "| Imgsize1024 + retrain | 128 |" in table
     assert "| 0.217 |" in table
+    assert (out / "table2.png").exists()
     attempts = (out / "snet-seed0" / "attempts.json").read_text()
     assert main([*command, "--", *TINY]) == 0
     assert (out / "snet-seed0" / "attempts.json").read_text() == attempts

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from zoominnet.config import TrainConfig
-from zoominnet.reproduce import ReproduceConfig, reproduce, selected, with_options
+from zoominnet.reproduce import ReproduceConfig, draw, reproduce, selected, with_options
+from zoominnet.reproduction.figures import colours_of, mean_curve
 from zoominnet.reproduction.items import ITEMS
 from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, SNET_ROW, TABLE_3, TNET_ROW
 from zoominnet.reproduction.plan import Item, Row, Training
@@ -130,6 +134,28 @@ def test_scores_by_hand(tmp_path: Path) -> None:
         "| taught | 128 | 1.5 | 2 | 0.305 ± 0.078 | 0.125 | 0.305 ± 0.078 | 0.060 | +22.5 ± 3.5 % | +25.0 % | plain |"
     )
     assert "--optimizer adamw (paper: sgd)" in lines[-1]
+
+
+def test_a_picture_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = runs_in(tmp_path, epochs=4, val_every=2)
+    for run in runs:
+        pretend(run, {1: 0.1 + 0.1 * run.seed, 3: 0.4})
+    results = results_of(TABLE, runs, SCALES["small"].config, QUIET)
+    plain, taught, halfway = results["rows"]
+    assert plain["runs"][1]["curve"] == [(0.5, 0.2), (1.0, 0.4)]
+    times, means = mean_curve(plain["runs"])
+    assert (times, means) == ([0.5, 1.0], [pytest.approx(0.15), 0.4])
+    other = {**plain, "label": "other"}
+    colours = colours_of([plain, taught, other, halfway])
+    assert colours[0] == colours[1] == colours[3] != colours[2]
+    assert draw(results, tmp_path / "table.png", QUIET) == "table.png"
+    with Image.open(tmp_path / "table.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = io.StringIO()
+    assert draw(results, tmp_path / "other.png", Console(file=text, width=200)) is None
+    assert "the picture of a table needs the package matplotlib, which is not installed: pip install" in text.getvalue()
 
 
 def test_a_table_of_which_little_is_done(tmp_path: Path) -> None:

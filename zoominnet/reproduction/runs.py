@@ -109,11 +109,21 @@ class Run:
         """What the model of a finished run scores in a row, by the names of COCO's scores; None for what nothing was
         there to measure on."""
         if row.side == 1:
-            lines = (self.folder / self.phase / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             last = math.ceil(row.after * self.epochs) - 1
-            measured = [line for line in map(json.loads, lines) if line["kind"] == "val" and line["epoch"] <= last]
-            return measured[-1]
+            return [each for each in self._validations() if each["epoch"] <= last][-1]
         return self._scores_at(self.image_size(row.side), console)
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Of a finished run, each validation's share of the training, and its AP."""
+        return [
+            (round((each["epoch"] + 1) / self.epochs, 4), round(each["AP"], 4))
+            for each in self._validations()
+            if each["AP"] is not None
+        ]
+
+    def _validations(self) -> list[dict[str, Any]]:
+        lines = (self.folder / self.phase / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [each for each in map(json.loads, lines) if each["kind"] == "val"]
 
     @property
     def epochs(self) -> int:

@@ -51,7 +51,14 @@ def row_of(row: Row, item: Item, runs: Sequence[Run], console: Console) -> dict[
             values[name] += [] if score is None else [score]
         commit = run.attempts[-1].get("commit") if run.attempts else None
         measured.append(
-            {"seed": run.seed, **rounded, "run": run.folder.name, "seconds": round(run.seconds), "commit": commit}
+            {
+                "seed": run.seed,
+                **rounded,
+                "run": run.folder.name,
+                "seconds": round(run.seconds),
+                "commit": commit,
+                "curve": run.curve(),
+            }
         )
     mean = {name: round(statistics.mean(own), 4) for name, own in values.items() if own}
     spread = {name: round(statistics.stdev(own), 4) for name, own in values.items() if len(own) > 1}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,12 +23,13 @@ from rich.table import Table
 
 from zoominnet.command import make_console, open_data, run_command
 from zoominnet.config import TrainConfig
+from zoominnet.data import Split
 from zoominnet.engine.folder import write_json
 from zoominnet.errors import UserError
 from zoominnet.prediction.extras import MissingExtraError
 from zoominnet.reproduction.estimates import Estimates, duration
 from zoominnet.reproduction.execution import Executor
-from zoominnet.reproduction.figures import draw_results
+from zoominnet.reproduction.figures import draw_images, draw_results
 from zoominnet.reproduction.items import ITEMS
 from zoominnet.reproduction.provenance import here
 from zoominnet.reproduction.runs import ReproductionError, Run, runs_of, shell_line
@@ -103,7 +105,7 @@ def reproduce(
     runs = runs_of(trainings.values(), scale, config.folder, SCALES[config.scale].taught)
     wanted = selected(runs, config.only)
     data = _Data(scale)
-    estimates = Estimates(runs, lambda: data.images, lambda: data.classes)
+    estimates = Estimates(runs, lambda: data.training)
     if config.list:
         console.print(list_of(wanted, estimates))
         for run in wanted:
@@ -130,11 +132,15 @@ def reproduce(
     deadline = math.inf if config.budget is None else time.monotonic() + 60 * config.budget
     left = Executor(config.jobs, deadline, about, estimates, console, write).do(wanted)
     result = write()
-    pictures = [draw(result["items"][name], config.folder / f"{name}.png", console) for name in names]
+    pictures = [
+        file
+        for name in names
+        for file in draw(name, result["items"][name], runs, data.validation, config.folder, console)
+    ]
     for name in names:
         console.print(table_of(result["items"][name]))
     console.print(
-        f"results: {', '.join([str(config.folder / 'results.json'), *(f'{name}.md' for name in names), *filter(None, pictures)])}",
+        f"results: {', '.join([str(config.folder / 'results.json'), *(f'{name}.md' for name in names), *pictures])}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -151,16 +157,18 @@ def reproduce(
     return result
 
 
-def draw(results: dict[str, Any], file: Path, console: Console) -> str | None:
-    """Draws the results of an item; says why not, where it cannot. Returns the file's name."""
+def draw(
+    name: str, results: dict[str, Any], runs: Sequence[Run], val: Split, folder: Path, console: Console
+) -> list[str]:
+    """Draws the results of an item; says why not, where it cannot. Returns the names of the files."""
     if not any(row["runs"] for row in results["rows"]):
-        return None
+        return []
     try:
-        draw_results(results, file)
+        draw_results(results, folder / f"{name}.png")
+        return [f"{name}.png", *draw_images(ITEMS[name].pictured, runs, val, folder, name)]
     except MissingExtraError as error:
         console.print(str(error), style="yellow", highlight=False, markup=False, soft_wrap=True)
-        return None
-    return file.name
+        return []
 
 
 class Stopped(UserError):  # noqa: N818
@@ -172,29 +180,22 @@ class Stopped(UserError):  # noqa: N818
 
 
 class _Data:
-    """What estimates need to know of the training data; looked up when it is first asked for."""
+    """The data of all runs, read when they are first asked for."""
 
     def __init__(self, scale: TrainConfig) -> None:
         self.scale = scale
-        self._split: Any = None
 
-    @property
-    def _opened(self) -> Any:
-        if self._split is None:
-            quiet = Console(quiet=True)
-            scenes = self.scale.synthetic_images[0]
-            self._split = open_data(
-                self.scale, self.scale.train_split, scenes=scenes, scene_size=self.scale.teacher_size, console=quiet
-            )
-        return self._split
+    def _open(self, split: str, scenes: int) -> Split:
+        quiet, size = Console(quiet=True), self.scale.teacher_size
+        return open_data(self.scale, split, scenes=scenes, scene_size=size, console=quiet)
 
-    @property
-    def images(self) -> int:
-        return len(self._opened.records)
+    @cached_property
+    def training(self) -> Split:
+        return self._open(self.scale.train_split, self.scale.synthetic_images[0])
 
-    @property
-    def classes(self) -> int:
-        return len(self._opened.class_names)
+    @cached_property
+    def validation(self) -> Split:
+        return self._open(self.scale.val_split, self.scale.synthetic_images[1])
 
 
 def with_options(scale: TrainConfig, words: Sequence[str]) -> TrainConfig:

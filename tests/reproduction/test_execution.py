@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from zoominnet.data import SyntheticScenes
 from zoominnet.reproduction.estimates import Estimates, duration
 from zoominnet.reproduction.execution import Executor, Left
 from zoominnet.reproduction.plan import Item, Row, Training
@@ -41,6 +42,7 @@ TEACHER = Training("teacher", {"student": "none"})
 A, B = (Row(name, Training(name, {"student": "snet", "distill": False})) for name in "ab")
 C = Row("c", Training("c", {"student": "snet"}, TEACHER))
 TABLE = Item("", ("AP",), (C, A, B))
+SCENES = SyntheticScenes(100).split
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def execute(runs: list[Run], jobs: int = 1, within: float = math.inf, rate: floa
             return rate
 
     text = io.StringIO()
-    estimates = Known(runs, lambda: 1, lambda: 1)
+    estimates = Known(runs, SCENES)
     console, deadline = Console(file=text, width=200), time.monotonic() + within
     return Executor(jobs, deadline, {"commit": "abc"}, estimates, console, lambda: None).do(runs), text.getvalue()
 
@@ -167,7 +169,7 @@ def test_time_follows_the_multiply_adds(runs: list[Run], tmp_path: Path, monkeyp
     teacher, c, a, _ = runs
     gigas: Callable[..., Any] = lambda architecture, *rest: {"teacher": 4.0, "snet": 1.0}[architecture]  # noqa: E731
     monkeypatch.setattr("zoominnet.reproduction.estimates.gflops", gigas)
-    estimates = Estimates(runs, lambda: 100, lambda: 4)
+    estimates = Estimates(runs, SCENES)
     assert estimates.seconds(c) is None
     stand_in(monkeypatch, 0.1)
     execute([a])

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from zoominnet.config import TrainConfig
+from zoominnet.data import SyntheticScenes
 from zoominnet.reproduce import ReproduceConfig, draw, reproduce, selected, with_options
 from zoominnet.reproduction.figures import colours_of, mean_curve
 from zoominnet.reproduction.items import ITEMS
@@ -148,13 +149,14 @@ def test_a_picture_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     other = {**plain, "label": "other"}
     colours = colours_of([plain, taught, other, halfway])
     assert colours[0] == colours[1] == colours[3] != colours[2]
-    assert draw(results, tmp_path / "table.png", QUIET) == "table.png"
-    with Image.open(tmp_path / "table.png") as picture:
+    scenes = SyntheticScenes(4).split()
+    assert draw("table3", results, [], scenes, tmp_path, QUIET) == ["table3.png"]
+    with Image.open(tmp_path / "table3.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = io.StringIO()
-    assert draw(results, tmp_path / "other.png", Console(file=text, width=200)) is None
+    assert draw("table3", results, [], scenes, tmp_path, Console(file=text, width=200)) == []
     assert "the picture of a table needs the package matplotlib, which is not installed: pip install" in text.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""What several models find in the same synthetic scenes, side by side in one picture."""
+"""What several models find and see in the same images, side by side in one picture."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from zoominnet.config import TrainConfig
-from zoominnet.data import ImageRecord, SyntheticScenes
+from zoominnet.data import ImageRecord, ResizeGeometry, Split, SyntheticScenes
+from zoominnet.data.images import decode_image
+from zoominnet.data.transforms import resize_image
 from zoominnet.engine.checkpoint import load_model
-from zoominnet.kernels import akdp_mask
+from zoominnet.kernels import AnchorGrid, akdp_mask
 from zoominnet.models import ARCHITECTURES
 from zoominnet.models.anchors import Anchors
 from zoominnet.prediction.detector import Detector
@@ -56,57 +58,110 @@ def compare_on_scenes(
     rows = []
     for record in islice((each for each in scenes if len(each.boxes) >= MIN_OBJECTS), count):
         picture = shown.render(record)
-        truth = torch.from_numpy(record.boxes)
-        found = [
-            Result(
-                truth,
-                torch.ones(len(truth)),
-                torch.from_numpy(record.labels),
-                record.width,
-                record.height,
-                scenes.class_names,
-                tuple(range(len(scenes.class_names))),
-            ),
-            *(
-                detector.predict(scenes.render(record), conf=CONF, max_det=len(truth))
-                for detector in detectors.values()
-            ),
-        ]
-        rows.append([drawn(result, picture) for result in found])
+        truth, pixels = ground_truth(record, scenes.class_names), scenes.render(record)
+        found = [each.predict(pixels, conf=CONF, max_det=len(truth.boxes)) for each in detectors.values()]
+        rows.append([drawn(result, picture) for result in (truth, *found)])
         if mask_of is not None:
-            rows[-1].append(key_positions(record, picture, mask_of, scene))
+            finest, *_ = Anchors(ARCHITECTURES[mask_of])(scene.image_size, scene.image_size)
+            rows[-1].append(key_positions(record, picture, finest, scene.image_size))
     if mask_of is not None:
         titles.append(f"key positions, finest level of {mask_of}")
     return grid(titles, rows, scenes.class_names)
 
 
+def compare_on_split(
+    models: Mapping[str, str | Path], split: Split, *, count: int, mask_of: str, image_size: int
+) -> dict[str, Image.Image]:
+    """Three pictures with a row an image of a split, the first `count` that have `MIN_OBJECTS` objects.
+
+    Args:
+        models: by title, what :func:`zoominnet.load` takes.
+        split: of the classes that the models know.
+        count: of images.
+        mask_of: the student whose masks are shown.
+        image_size: of its input, px.
+
+    Returns:
+        "detections": the ground truth, and what each model finds (as the paper's Figure 11); "masks": the AKDP mask of each
+        level (Figure 5); "activations": of each model's finest map the mean size of its channels, from its own smallest, dark, to
+        its own largest, bright (Figure 9).
+    """
+    detectors = {title: Detector(*load_model(Path(path))) for title, path in models.items()}
+    sized = [f"{title}, {each.image_size} px" for title, each in detectors.items()]
+    levels = Anchors(ARCHITECTURES[mask_of])(image_size, image_size)
+    rows: dict[str, list[list[Image.Image]]] = {"detections": [], "masks": [], "activations": []}
+    for record in islice((each for each in split.records if len(each.boxes) >= MIN_OBJECTS), count):
+        pixels = pixels_of(record, split)
+        picture = resize_image(pixels, ResizeGeometry.fit(record.width, record.height, TILE_PX, "squash"))
+        truth = ground_truth(record, split.class_names)
+        found = [each.predict(pixels, conf=CONF, max_det=len(truth.boxes)) for each in detectors.values()]
+        rows["detections"].append([drawn(result, picture) for result in (truth, *found)])
+        plain = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        rows["masks"].append([plain, *(key_positions(record, picture, each, image_size) for each in levels)])
+        rows["activations"].append([plain, *(activation(each, pixels) for each in detectors.values())])
+    named = [f"P{level}" for level in ARCHITECTURES[mask_of].levels]
+    return {
+        "detections": grid(["ground truth", *sized], rows["detections"], split.class_names),
+        "masks": grid(["image", *(f"key positions, {each} of {mask_of}" for each in named)], rows["masks"]),
+        "activations": grid(["image", *sized], rows["activations"]),
+    }
+
+
+def pixels_of(record: ImageRecord, split: Split) -> Tensor:
+    """The image of a record, uint8 [3, height, width]."""
+    if record.path is not None:
+        return decode_image(record.path, as_stored=record.as_stored, max_pixels=split.max_pixels)
+    assert split.render is not None
+    return split.render(record)
+
+
+def ground_truth(record: ImageRecord, class_names: tuple[str, ...]) -> Result:
+    """The boxes of a record in the form of what a model finds."""
+    boxes, labels = torch.from_numpy(record.boxes), torch.from_numpy(record.labels)
+    ids = tuple(range(len(class_names)))
+    return Result(boxes, torch.ones(len(boxes)), labels, record.width, record.height, class_names, ids)
+
+
 def drawn(result: Result, picture: Tensor) -> Image.Image:
-    """A result's boxes on another rendering of its scene, uint8 [3, side, side]."""
+    """A result's boxes on another rendering of its image, uint8 [3, side, side]."""
     side = picture.shape[-1]
-    boxes = result.boxes * (side / result.width)
+    boxes = result.boxes * torch.tensor([side / result.width, side / result.height]).repeat(2)
     larger = Result(
         boxes, result.scores, result.labels, side, side, result.class_names, result.category_ids, _pixels=picture
     )
     return larger.plot(labels="off", legend=False)
 
 
-def key_positions(record: ImageRecord, picture: Tensor, student: str, scene: TrainConfig) -> Image.Image:
-    """The finest level's AKDP mask of a student's anchors, lit up on the picture."""
-    finest, *_ = Anchors(ARCHITECTURES[student])(scene.image_size, scene.image_size)
-    boxes = torch.from_numpy(record.boxes) * (scene.image_size / record.width)
-    mask = akdp_mask([finest], [boxes])[0][0].float()
+def key_positions(record: ImageRecord, picture: Tensor, level: AnchorGrid, image_size: int) -> Image.Image:
+    """The AKDP mask of a level of a student's anchors, whose input has the side `image_size` px, lit up on the picture."""
+    scale = torch.tensor([image_size / record.width, image_size / record.height]).repeat(2)
+    mask = akdp_mask([level], [torch.from_numpy(record.boxes) * scale])[0][0].float()
     side = picture.shape[-1]
     lit = torch.nn.functional.interpolate(mask[None, None], (side, side))[0, 0]
     pixels = picture.float() * (0.35 + 0.65 * lit)
     return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
 
 
-def grid(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], class_names: Sequence[str]) -> Image.Image:
-    """Pictures of one size in rows, a title over each column, the classes' colours below."""
+@torch.no_grad()
+def activation(detector: Detector, pixels: Tensor) -> Image.Image:
+    """The finest map of a model for an image, uint8 [3, height, width]: the mean of its channels' absolute values."""
+    size = detector.image_size
+    geometry = ResizeGeometry.fit(pixels.shape[-1], pixels.shape[-2], size, detector.info.resize)
+    model = detector.model
+    image = resize_image(pixels, geometry)[None].to(model.mean.device).float() / 255
+    values = model.features(image)[0][0].float().abs().mean(dim=0).cpu()
+    values -= values.min()
+    grey = (255 * values / values.max().clamp(min=1e-12)).byte().numpy()
+    coloured = ImageOps.colorize(Image.fromarray(grey), "#000010", "#fffbe0", mid="#d04020")
+    return coloured.resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST)
+
+
+def grid(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], class_names: Sequence[str] = ()) -> Image.Image:
+    """Pictures of one size in rows, a title over each column, the classes' colours below where there are any."""
     side = rows[0][0].width
     step = side + MARGIN_PX
     bottom = TITLE_PX + len(rows) * step
-    canvas = Image.new("RGB", (len(titles) * step - MARGIN_PX, bottom + TITLE_PX), _TEXT)
+    canvas = Image.new("RGB", (len(titles) * step - MARGIN_PX, bottom + TITLE_PX * bool(class_names)), _TEXT)
     canvas.paste(_BACKGROUND, (0, 0, canvas.width, bottom))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
     for column, title in enumerate(titles):

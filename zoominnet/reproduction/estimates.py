@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from zoominnet.data import Split
 from zoominnet.engine.inference import cost_of
 from zoominnet.models import build_model
 from zoominnet.reproduction.runs import Run
@@ -25,12 +26,11 @@ class Estimates:
 
     Args:
         runs: all.
-        images: gives the number of training images.
-        classes: gives the number of classes.
+        data: gives the split that they train on.
     """
 
-    def __init__(self, runs: Sequence[Run], images: Callable[[], int], classes: Callable[[], int]) -> None:
-        self.runs, self.images, self.classes = runs, images, classes
+    def __init__(self, runs: Sequence[Run], data: Callable[[], Split]) -> None:
+        self.runs, self.data = runs, data
 
     def work(self, run: Run) -> float:
         """Multiply-adds in 1e9: forward and backward pass of the model, forward pass of its teacher."""
@@ -39,12 +39,14 @@ class Estimates:
         def one(architecture: str) -> float:
             made_of = config.made_of(architecture)
             size = config.input_size(architecture)
-            return gflops(architecture, made_of.backbone, made_of.channels, config.neck, self.classes(), size)
+            return gflops(
+                architecture, made_of.backbone, made_of.channels, config.neck, len(self.data().class_names), size
+            )
 
         each = (1 + BACKWARD) * one(run.architecture)
         if config.distils and run.teacher is not None:
             each += one(run.teacher.architecture)
-        images = run.epochs * self.images()
+        images = run.epochs * len(self.data().records)
         if config.max_steps is not None:
             images = min(images, config.max_steps * config.batch_size)
         return each * images

@@ -1,4 +1,4 @@
-"""A table's results as a picture: what each model scores for its cost, and its scores while it was trained."""
+"""A table's results as pictures: scores and costs, scores while training, and what models find and see in images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoominnet.data import Split
+from zoominnet.prediction.comparison import compare_on_split
 from zoominnet.prediction.extras import extra
+from zoominnet.reproduction.plan import Row
+from zoominnet.reproduction.runs import Run
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#ee8866", "#44bb99", "#99aa00")
 """In turn, for each row and the rows whose gain is over it: tell apart without red and green (Tol's palettes)."""
+
+IMAGES_SHOWN = 3
 
 
 def draw_results(results: dict[str, Any], file: Path) -> None:
@@ -49,6 +55,35 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     figure.legend(*costs.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(results["title"])
     figure.savefig(file, dpi=110)
+
+
+def draw_images(rows: Sequence[Row], runs: Sequence[Run], split: Split, folder: Path, name: str) -> list[str]:
+    """Writes what the models of some rows find and see in a few images: the paper's Figures 5, 9 and 11.
+
+    Args:
+        rows: of an item.
+        runs: of all rows; the first of each that is done is taken.
+        split: to take images from.
+        folder, name: the files are ``folder/name-detections.png``, ``-masks.png`` and ``-activations.png``.
+
+    Returns:
+        The names of the files; none where a row has no finished run.
+
+    Raises:
+        UserError: `supervision` is not installed.
+    """
+    first = {run.training.name: run for run in reversed(runs) if run.done()}
+    shown = [first[row.training.name] for row in rows if row.training.name in first]
+    if not rows or len(shown) < len(rows):
+        return []
+    models = {row.label: run.checkpoint for row, run in zip(rows, shown, strict=True)}
+    student = shown[-1]
+    pictures = compare_on_split(
+        models, split, count=IMAGES_SHOWN, mask_of=student.architecture, image_size=student.image_size()
+    )
+    for kind, picture in pictures.items():
+        picture.save(folder / f"{name}-{kind}.png")
+    return [f"{name}-{kind}.png" for kind in pictures]
 
 
 def colours_of(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -73,12 +73,14 @@ class Item:
         scores: its columns, names of COCO's scores.
         rows: in the paper's order.
         more: rows that the paper does not have, run after all seeds of those.
+        pictured: rows whose models are shown on images; the last one's student tells whose masks.
     """
 
     title: str
     scores: tuple[str, ...]
     rows: tuple[Row, ...]
     more: tuple[Row, ...] = ()
+    pictured: tuple[Row, ...] = ()
 
     def trainings(self, seeds: range) -> Iterator[tuple[Training, int]]:
         """What is to be run, each behind the teacher that it needs, in an order in which a part of it is of use: every row

@@ -134,16 +134,22 @@ class Run:
         """Of the model's input, in px, `side` times as large as in training but for rounding."""
         return round(side * self.config.input_size(self.architecture) / SIZE_DIVISOR) * SIZE_DIVISOR
 
+    @property
+    def checkpoint(self) -> Path:
+        """Of a finished run, the model at its end."""
+        newest, _ = newest_checkpoint(self.folder / self.phase / "checkpoints")
+        if newest is None:
+            raise ReproductionError(f"{self.folder}: its last checkpoint is gone; delete the folder to train it again")
+        return newest
+
     def _scores_at(self, image_size: int, console: Console) -> dict[str, float | None]:
         """Measured once, and kept in the run's folder."""
         file = self.folder / f"scores-{image_size}.json"
         if not file.exists():
             console.print(f"measuring {self.name} at {image_size} px", highlight=False, markup=False)
-            checkpoint, _ = newest_checkpoint(self.folder / self.phase / "checkpoints")
-            assert checkpoint is not None
             config = self.config
             options = EvaluateConfig(
-                checkpoint,
+                self.checkpoint,
                 **{
                     name: getattr(config, name) for name in ("data", "data_format", "images", "strict", "keep_doubtful")
                 },

@@ -58,4 +58,5 @@ TABLE_3 = Item(
         variant("no mask", "dense", mask_boxes="everywhere"),
         variant("after the towers", "tower", distill_at="tower"),
     ),
+    pictured=(TNET_ROW, FA_ROW, FA_CSKD_ROW),
 )

@@ -128,6 +128,12 @@ def bound(split: Split, name: str, size: int, records: Sequence[ImageRecord] | N
     return {"model": name, "input px": size, **counts, **scores}
 
 
+def own_command(file: Path | None) -> str:
+    """The command line of this process, without the folder of the file that it writes."""
+    words = [file.name if file is not None and word == str(file) else word for word in sys.argv]
+    return f"python {shlex.join(words)}"
+
+
 def model_and_size(text: str) -> tuple[str, int]:
     """Of "MODEL:PX"."""
     model, _, size = text.partition(":")
@@ -152,7 +158,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    command, commit, rows = own_command(arguments.json), read_commit(), []
     for name in arguments.splits:
         split = open_split(arguments.data, name)
         for model, size in arguments.inputs:
@@ -162,11 +168,11 @@ def main() -> int:
         result = {
             "what": "boxes that anchors reach, and the scores of a model that predicts the ground truth on each anchor "
             "that is trained on a box",
-            "command": f"python {shlex.join(sys.argv)}",
+            "command": command,
             "hardware": f"one core of an {processor_name()}, no GPU used",
             "torch": torch.__version__,
             "date": datetime.date.today().isoformat(),
-            "commit": read_commit(),
+            "commit": commit,
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anchor_bound import bound
+from anchor_bound import bound, own_command
 from measure import processor_name, read_commit
 
 from zoominnet.data import ImageRecord, open_split
@@ -79,7 +78,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     parser.add_argument("options", nargs="+", help="-- and options of zoominnet.train, without --data and --out")
     arguments = parser.parse_args()
-    commit = read_commit()
+    command, commit = own_command(arguments.json), read_commit()
     train = open_split(arguments.data, "train")
     chosen = choose(train.records)
     names = [record.path.stem for record in chosen if record.path is not None]
@@ -97,7 +96,7 @@ def main() -> int:
         validations, losses = curve(out / "student" / "metrics.jsonl")
     result = {
         "what": "one model trained on eight real images, and validated on the same",
-        "command": f"python {shlex.join(sys.argv)}",
+        "command": command,
         "hardware": f"{torch.get_num_threads()} core(s) of an {processor_name()}, shared with other work; no GPU used",
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),

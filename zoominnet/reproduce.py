@@ -111,23 +111,12 @@ def reproduce(
         for run in wanted:
             console.print(shell_line(run), highlight=False, markup=False, soft_wrap=True)
         return {}
+    words = ["python", "-m", "zoominnet.reproduce", *names, "--scale", config.scale]
+    command = shlex.join([*words, *(["--", *options] if options else [])])
     about = here()
-    command = shlex.join(
-        ["python", "-m", "zoominnet.reproduce", *names, "--scale", config.scale, *(["--", *options] if options else [])]
-    )
 
     def write() -> dict[str, Any]:
-        found = {}
-        for name in names:
-            results = results_of(ITEMS[name], runs, scale, console)
-            found[name] = results
-            config.folder.mkdir(parents=True, exist_ok=True)
-            hours = sum(run.seconds for run in runs if run.done()) / 3600
-            line = f"`{command}`, {about['device']}, torch {about['torch']}, {date.today()}, commit {about['commit']}; {hours:.1f} h of runs."
-            (config.folder / f"{name}.md").write_text(markdown(results, line), encoding="utf-8")
-        result = {"command": command, "date": f"{date.today()}", **about, "scale": config.scale, "items": found}
-        write_json(config.folder / "results.json", result)
-        return result
+        return write_results(names, runs, scale, {"command": command, **about}, config.folder, console)
 
     deadline = math.inf if config.budget is None else time.monotonic() + 60 * config.budget
     left = Executor(config.jobs, deadline, about, estimates, console, write).do(wanted)
@@ -154,6 +143,32 @@ def reproduce(
         raise ReproductionError(
             f"{len(failed)} of {len(wanted)} runs failed; mend the cause and repeat the command", details=failed
         )
+    return result
+
+
+def write_results(
+    names: Sequence[str],
+    runs: Sequence[Run],
+    scale: TrainConfig,
+    about: dict[str, Any],
+    folder: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """Writes ``results.json`` and a Markdown file an item, and returns what the first of these holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name in names:
+        results = found[name] = results_of(ITEMS[name], runs, scale, console)
+        own = {run["run"]: run for row in results["rows"] for run in row["runs"]}.values()
+        commits = dict.fromkeys(str(run["commit"]) for run in own)
+        line = (
+            f"`{about['command']}`, {about['device']}, {about['cores']} cores, torch {about['torch']}, {date.today()}; "
+            f"{len(own)} runs of {sum(run['seconds'] for run in own) / 3600:.1f} h in all, "
+            f"{'commits' if len(commits) > 1 else 'commit'} {', '.join(commits)}."
+        )
+        (folder / f"{name}.md").write_text(markdown(results, line), encoding="utf-8")
+    result = {**about, "date": f"{date.today()}", "items": found}
+    write_json(folder / "results.json", result)
     return result
 
 
@@ -228,14 +243,15 @@ def selected(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
 def list_of(runs: Sequence[Run], estimates: Estimates) -> Table:
     """The runs in their order, with what is done of them."""
     table = Table("run", "state", box=rich.box.SIMPLE_HEAD)
-    for column in ("AP", "took or will take"):
+    for column in ("AP", "1e15 multiply-adds", "took or will take"):
         table.add_column(column, justify="right")
     for run in runs:
         done = run.done()
         seconds = run.seconds if done else estimates.seconds_left(run)
         state = "done" if done else "begun" if run.begun() else ""
         score = f"{run.result['AP'] or 0:.4f}" if done else ""
-        table.add_row(run.name, state, score, "not known yet" if seconds is None else duration(seconds))
+        work = f"{estimates.work(run) / 1e6:.3g}"
+        table.add_row(run.name, state, score, work, "not known yet" if seconds is None else duration(seconds))
     return table
 
 

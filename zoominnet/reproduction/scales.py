@@ -31,7 +31,7 @@ SCALES: dict[ScaleName, Scale] = {
     "paper": Scale(
         "as the paper: ResNet-50, 512 px for students and 1024 px for the teacher, 20 epochs of batches of 4; VisDrone's "
         "folder by --data",
-        dataclasses.replace(PROFILES["paper"], val_every=20, log_every=50),
+        dataclasses.replace(PROFILES["paper"], val_every=5, log_every=50),
         seeds=1,
     ),
     "small": Scale(

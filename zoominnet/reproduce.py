@@ -5,6 +5,7 @@ What stands behind ``--`` are options of ``python -m zoominnet.train`` for every
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 import sys
@@ -116,7 +117,8 @@ def reproduce(
     about = here()
 
     def write() -> dict[str, Any]:
-        return write_results(names, runs, scale, {"command": command, **about}, config.folder, console)
+        taught = dataclasses.replace(scale, **SCALES[config.scale].taught)
+        return write_results(names, runs, taught, {"command": command, **about}, config.folder, console)
 
     deadline = math.inf if config.budget is None else time.monotonic() + 60 * config.budget
     left = Executor(config.jobs, deadline, about, estimates, console, write).do(wanted)

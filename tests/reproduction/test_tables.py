@@ -16,6 +16,7 @@ from rich.console import Console
 
 from zoominnet.config import TrainConfig
 from zoominnet.data import SyntheticScenes
+from zoominnet.engine.optim import Schedule
 from zoominnet.reproduce import ReproduceConfig, draw, reproduce, selected, with_options
 from zoominnet.reproduction.figures import colours_of, mean_curve
 from zoominnet.reproduction.items import ITEMS
@@ -23,7 +24,7 @@ from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, SNET_ROW, TABLE_3, 
 from zoominnet.reproduction.plan import Item, Row, Training
 from zoominnet.reproduction.runs import ReproductionError, Run, runs_of, words_of
 from zoominnet.reproduction.scales import SCALES
-from zoominnet.reproduction.tables import markdown, results_of
+from zoominnet.reproduction.tables import differences, markdown, results_of
 from zoominnet.train import parse
 
 QUIET = Console(quiet=True)
@@ -169,6 +170,36 @@ def test_a_table_of_which_little_is_done(tmp_path: Path) -> None:
     found = results_of(TABLE, runs, SCALES["small"].config, QUIET)["rows"]
     assert (found[0]["mean"]["AP"], found[0]["standard_deviation"], len(found[0]["runs"])) == (0.2, {}, 2)
     assert (found[1]["mean"], found[1]["runs"], found[1]["gain"]) == ({}, [], None)
+
+
+def test_fine_tuning_as_the_paper_says(tmp_path: Path) -> None:
+    """Section 3.5.5: 10 epochs, at the rate of the 20th epoch and a tenth of it after three, or at a tenth of it at once."""
+    runs = runs_of(ITEMS["table9"].trainings(range(1)), SCALES["paper"].config, tmp_path)
+    first, second = (run.config for run in runs if run.training.name.startswith("fine-tune"))
+    assert (first.epochs, second.epochs) == (10, 10)
+    for config, rates in ((first, [4e-4] * 3 + [4e-5] * 7), (second, [4e-5] * 10)):
+        schedule = Schedule.from_config(config, 100, config.epochs)
+        assert [schedule.at(100 * epoch + 50) for epoch in range(10)] == pytest.approx(rates)
+        assert schedule.at(0) == pytest.approx(rates[0])
+        assert config.init_from_teacher
+        assert not config.distils
+    early, late = (row.after for row in ITEMS["table9"].rows if row.label.startswith("lr1"))
+    assert (early, late) == (Fraction(1, 2), 1)
+
+
+def test_what_the_scales_say_is_the_papers_or_said_to_differ(tmp_path: Path) -> None:
+    assert differences(SCALES["paper"].config) == []
+    runs = {
+        run.training.name: run.config for run in runs_of(TABLE_3.trainings(range(1)), SCALES["paper"].config, tmp_path)
+    }
+    paper = TrainConfig(
+        student="fa", teacher=str(tmp_path / "teacher"), out=tmp_path / "fa-cskd-seed0", check_teacher=False
+    )
+    assert runs["fa-cskd"] == dataclasses.replace(paper, val_every=5, log_every=50)
+    small = SCALES["small"]
+    taught = runs_of(TABLE_3.trainings(range(1)), small.config, tmp_path, small.taught)
+    assert {run.config.lambda_distill for run in taught if run.teacher} == {"auto"}
+    assert {run.config.lambda_distill for run in taught if not run.teacher} == {0.01}
 
 
 def test_a_folder_with_runs_by_other_options_is_refused(tmp_path: Path) -> None:

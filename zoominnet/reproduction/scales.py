@@ -52,6 +52,7 @@ SCALES: dict[ScaleName, Scale] = {
             checkpoint_every=10_000,
         ),
         seeds=3,
-        taught={"lambda_distill": "auto"},  # the paper's weight is for ImageNet's weights and 256 channels
+        # The paper's weight is for ImageNet's weights and 256 channels.
+        taught={"lambda_distill": "auto", "distill_gradient_ratio": 2.0},
     ),
 }

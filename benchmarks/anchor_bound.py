@@ -88,19 +88,14 @@ def overlapped(grids: Sequence[AnchorGrid], boxes: Tensor) -> int:
 
 
 def trained(grids: Sequence[AnchorGrid], boxes: Tensor) -> tuple[int, int]:
-    """How many of the boxes [G, 4] px some anchor is trained on: by the assigner here, and by mmdetection's.
+    """How many of the boxes [G, 4] px some anchor is trained on: by the default assigner, and by mmdetection's.
 
-    Both are RetinaNet's rule but for a box's best anchors where these have less than 0.5 with it. Here, as in torchvision,
-    they are trained on the box that they overlap most themselves, so that a box among larger ones may get none. In
-    mmdetection's MaxIoUAssigner they are trained on that box, of several on the last.
+    Both are RetinaNet's rule but for a box's best anchors. By default, as in torchvision, they are trained on the box that
+    they overlap most themselves, so that a box among larger ones may get none. In mmdetection's MaxIoUAssigner
+    (`--assigner max-iou-own`) they are trained on that box, of several on the last.
     """
-    own = assign_by_max_iou(grids, [{"boxes": boxes}])[0].unique()
-    theirs = max_iou_assign(grids, boxes, allow_low_quality=False)
-    for first in range(0, len(boxes), BOXES_AT_A_TIME):
-        some = [box[None] for box in boxes[first : first + BOXES_AT_A_TIME]]
-        for index, alone in enumerate(max_iou_assign(grids, some, positive=1.0, negative=1.0), first):
-            theirs[alone == 0] = index
-    return int((own >= 0).sum()), int((theirs.unique() >= 0).sum())
+    own, theirs = (max_iou_assign(grids, boxes, own_best=best).unique() for best in (False, True))
+    return int((own >= 0).sum()), int((theirs >= 0).sum())
 
 
 def bound(split: Split, name: str, size: int, records: Sequence[ImageRecord] | None = None) -> dict[str, Any]:

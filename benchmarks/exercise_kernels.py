@@ -82,9 +82,9 @@ def anchor_cases() -> Iterator[Case]:
             stats.append(akdp_stats(cells, images, threshold=threshold, backend=backend))
             for level in stats:
                 results += [*level.lam.unbind(), *level.max_iou]
-            for forced in (True, False):
-                results += max_iou_assign(grids, images, allow_low_quality=forced, backend=backend)
-                results += max_iou_assign(cells, images, allow_low_quality=forced, backend=backend)
+            for forced, own in ((True, False), (True, True), (False, False)):
+                for anchors in (grids, cells):
+                    results += max_iou_assign(anchors, images, allow_low_quality=forced, own_best=own, backend=backend)
             return results
 
         yield f"{kind} {dtype} {threshold}", masks

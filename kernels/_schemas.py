@@ -24,6 +24,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _BOXES = "Tensor boxes, SymInt[] counts"
 _GRIDS = "Tensor[] base_anchors, float[] strides, SymInt[] shapes"
+_MATCHING = "float positive, float negative, bool allow_low_quality, bool own_best"
 
 SCHEMAS: dict[str, str] = {
     # mask: bool[sum of B*H*W], level after level, each [B, H, W]; lam: float64[L, B]; max_iou: IoU dtype [L, G]
@@ -33,10 +34,9 @@ SCHEMAS: dict[str, str] = {
     "akdp_mask_dense": f"({_BOXES}, Tensor anchors, int mode, float factor)"
     " -> (Tensor mask, Tensor lam, Tensor max_iou)",
     # int64[B, A]
-    "max_iou_assign": f"({_BOXES}, {_GRIDS}, float positive, float negative, bool allow_low_quality) -> Tensor",
+    "max_iou_assign": f"({_BOXES}, {_GRIDS}, {_MATCHING}) -> Tensor",
     # anchors: [A, 4]
-    "max_iou_assign_dense": f"({_BOXES}, Tensor anchors, float positive, float negative, bool allow_low_quality)"
-    " -> Tensor",
+    "max_iou_assign_dense": f"({_BOXES}, Tensor anchors, {_MATCHING}) -> Tensor",
     # student [B, C, h, w], teacher [B, C, H, W], mask bool[B, H, W]; loss: float32 or float64 scalar; count: int64
     # scalar, the masked positions of the batch
     "pa_l2_loss": "(Tensor student, Tensor teacher, Tensor mask, bool channel_mean) -> (Tensor loss, Tensor count)",

@@ -77,7 +77,8 @@ struct AssignSlice {
         }
       }
     }
-    // A box's best anchors keep the box that is best for them, which may be another box.
+    // A box's best anchors keep the box that is best for them, which may be another box, or are its own. The last of
+    // several boxes overwrites the others.
     for (size_t g = 0; thresholds.allow_low_quality && g < best_of_box.size(); ++g) {
       if (best_of_box[g] > 0 && slice.max_iou[g] == best_of_box[g]) {
         const Lanes<T> best = broadcast(best_of_box[g]);
@@ -86,7 +87,8 @@ struct AssignSlice {
                       const auto keep = iou == best;
                       for (int64_t lane = 0; any_lane(keep) && lane < kLanes; ++lane) {
                         if (keep[lane]) {
-                          first[(i * level.width + j + lane) * K] = box_of(i * pitch + j + lane);
+                          first[(i * level.width + j + lane) * K] =
+                              thresholds.own_best ? static_cast<int64_t>(g) : box_of(i * pitch + j + lane);
                         }
                       }
                     });
@@ -170,16 +172,24 @@ struct MatchBlock {
   }
 };
 
-// Sets `forced` for the anchors of a block that reach a near box's greatest IoU.
+// Sets `forced` for the anchors of a block that reach a near box's greatest IoU. With `own_best`, they are `assigned`
+// that box, counted from `first_box`, the last of several.
 template <class T>
 struct ForceInBlock {
   static ZOOMINNET_INLINE void run(const AnchorBlock<T>& block, const std::vector<Box<T>>& boxes,
-                                   const std::vector<T>& best_of_box, std::vector<uint8_t>& forced) {
+                                   const std::vector<T>& best_of_box, const bool& own_best, const int64_t& first_box,
+                                   std::vector<uint8_t>& forced, int64_t* const& assigned) {
     for (const int64_t g : block.near) {
       const Lanes<T> best = broadcast(best_of_box[g] > 0 ? best_of_box[g] : T{2});  // no IoU is 2
       for (int64_t v = 0; v < block.vectors(); ++v) {
+        const auto reached = block.iou_with(boxes[g], v) == best;
         uint8_t* const to = &forced[v * kLanes];
-        store_lanes<uint8_t>(to, load_lanes(to) | mask_bytes(block.iou_with(boxes[g], v) == best));
+        store_lanes<uint8_t>(to, load_lanes(to) | mask_bytes(reached));
+        for (int64_t lane = 0; own_best && any_lane(reached) && lane < kLanes; ++lane) {
+          if (reached[lane]) {
+            assigned[v * kLanes + lane] = g - first_box;
+          }
+        }
       }
     }
   }
@@ -230,7 +240,8 @@ void assign_tensor(const DenseAnchors& anchors, const std::vector<Box<T>>& boxes
         std::fill(forced.begin(), forced.end(), 0);
         if (thresholds.allow_low_quality) {
           block.find_near(boxes, first_box[b], first_box[b + 1]);
-          run_best<ForceInBlock<T>>(block, boxes, best_of_box, forced);
+          run_best<ForceInBlock<T>>(block, boxes, best_of_box, thresholds.own_best, first_box[b], forced,
+                                    assigned + b * A + range.begin);
         }
         for (int64_t a = range.begin; a < range.end; ++a) {
           int64_t& box = assigned[b * A + a];
@@ -298,28 +309,29 @@ Tensor max_iou_assign_of_tensor(const Tensor& boxes_tensor, const std::vector<in
 
 Tensor max_iou_assign_cpu(const Tensor& boxes, std::vector<int64_t> counts, std::vector<Tensor> base_anchors,
                           std::vector<double> strides, std::vector<int64_t> shapes, double positive, double negative,
-                          bool allow_low_quality) {
+                          bool allow_low_quality, bool own_best) {
   check_boxes(boxes, counts);
   check_grids(base_anchors, strides, shapes);
-  check_thresholds(positive, negative);
+  check_matching(positive, negative, allow_low_quality, own_best);
   const auto run = [&](auto tag) {
     using T = decltype(tag);
-    return max_iou_assign_of_grids<T>(boxes, counts, Grids<T>(base_anchors, strides, shapes),
-                                      {static_cast<T>(positive), static_cast<T>(negative), allow_low_quality});
+    return max_iou_assign_of_grids<T>(
+        boxes, counts, Grids<T>(base_anchors, strides, shapes),
+        {static_cast<T>(positive), static_cast<T>(negative), allow_low_quality, own_best});
   };
   return needs_double(boxes, base_anchors) ? run(double{}) : run(float{});
 }
 
 Tensor max_iou_assign_dense_cpu(const Tensor& boxes, std::vector<int64_t> counts, const Tensor& anchors,
-                                double positive, double negative, bool allow_low_quality) {
+                                double positive, double negative, bool allow_low_quality, bool own_best) {
   check_boxes(boxes, counts);
-  check_thresholds(positive, negative);
+  check_matching(positive, negative, allow_low_quality, own_best);
   STD_TORCH_CHECK(anchors.dim() == 2, "anchors must have 2 dimensions, got ", anchors.dim());
   const DenseAnchors dense(anchors);
   const auto run = [&](auto tag) {
     using T = decltype(tag);
-    return max_iou_assign_of_tensor<T>(boxes, counts, dense,
-                                       {static_cast<T>(positive), static_cast<T>(negative), allow_low_quality});
+    return max_iou_assign_of_tensor<T>(
+        boxes, counts, dense, {static_cast<T>(positive), static_cast<T>(negative), allow_low_quality, own_best});
   };
   return needs_double(boxes, {anchors}) ? run(double{}) : run(float{});
 }

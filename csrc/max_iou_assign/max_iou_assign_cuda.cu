@@ -9,8 +9,9 @@ namespace {
 
 // The anchors of grids keep their best match in the output as a key, which atomicMin can lower: the inverted bits of
 // the IoU, and for float32 below them the index of the box, so that of equal boxes the first wins. IoUs are at most 1,
-// so the highest bit of a key is 1 until it is cleared for an anchor that a box keeps as its best. An anchor without
-// overlap has all bits set.
+// so the highest bit of a key is 1 until it is cleared for an anchor that a box keeps as its best. With `own_best` such
+// a key holds the greatest index of such a box alone, counted down from the highest bit, so that atomicMin finds it. An
+// anchor without overlap has all bits set.
 using Key = unsigned long long;
 constexpr Key kNoMatch = ~Key{0}, kNotKept = Key{1} << 63;
 
@@ -114,7 +115,11 @@ __global__ __launch_bounds__(kThreads) void keep_kernel(const __grid_constant__ 
     if (best > 0 && of_tiles[n % problem.grids.tiles] == best) {
       task.visit(problem, [&](int64_t anchor, T iou) {
         if (iou == best) {
-          atomicAnd(problem.keys + anchor, ~kNotKept);
+          if (problem.thresholds.own_best) {
+            atomicMin(problem.keys + anchor, kNotKept - 1 - static_cast<Key>(task.index));
+          } else {
+            atomicAnd(problem.keys + anchor, ~kNotKept);
+          }
         }
       });
     }
@@ -136,7 +141,9 @@ __global__ __launch_bounds__(kThreads) void resolve_kernel(const __grid_constant
     for (int64_t a = begin + threadIdx.x; a < end; a += kThreads) {
       const Key key = problem.keys[first + a];
       int64_t assigned = without_match;
-      if (key != kNoMatch) {
+      if (problem.thresholds.own_best && !(key & kNotKept)) {
+        assigned = static_cast<int64_t>(kNotKept - 1 - key);
+      } else if (key != kNoMatch) {
         T best;
         iou_of_key(key, best);
         const int64_t box =
@@ -208,10 +215,9 @@ __global__ __launch_bounds__(kThreads) void assign_dense_kernel(DenseAnchors anc
     const int image = static_cast<int>(at.quotient);
     const int64_t begin = images.first_box[image], end = images.first_box[image + 1];
     T best{};
-    int64_t box = 0;
-    bool kept = false;
+    int64_t box = 0, own = -1;  // the last box whose best this anchor is
     visit_boxes(boxes, begin, end, anchors.load<T>(at.remainder), [&](int64_t g, T iou) {
-      kept = kept || (thresholds.allow_low_quality && iou > 0 && iou == max_iou[g]);
+      own = thresholds.allow_low_quality && iou > 0 && iou == max_iou[g] ? g - begin : own;
       if (iou > best) {
         best = iou;
         box = g - begin;
@@ -219,7 +225,8 @@ __global__ __launch_bounds__(kThreads) void assign_dense_kernel(DenseAnchors anc
     });
     const int64_t a = at.remainder * kWarpSize + lane_of_thread();
     if (a < A) {
-      assigned[(images.first + image) * A + a] = begin == end ? kBelow : kept ? box : thresholds.decide(best, box);
+      const int64_t kept = thresholds.own_best ? own : box;
+      assigned[(images.first + image) * A + a] = begin == end ? kBelow : own >= 0 ? kept : thresholds.decide(best, box);
     }
   }
 }
@@ -247,40 +254,41 @@ Tensor max_iou_assign_of_tensor(const Tensor& boxes, const std::vector<int64_t>&
   return assigned;
 }
 
-void check_arguments(const Tensor& boxes, const std::vector<int64_t>& counts, double positive, double negative) {
+void check_arguments(const Tensor& boxes, const std::vector<int64_t>& counts, double positive, double negative,
+                     bool allow_low_quality, bool own_best) {
   check_boxes(boxes, counts, check_on_cuda);
   for (const int64_t count : counts) {
     STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "an image must have less than 2^31 boxes");
   }
-  check_thresholds(positive, negative);
+  check_matching(positive, negative, allow_low_quality, own_best);
 }
 
 template <class T>
-Thresholds<T> round_thresholds(double positive, double negative, bool allow_low_quality) {
-  return {static_cast<T>(positive), static_cast<T>(negative), allow_low_quality};
+Thresholds<T> round_thresholds(double positive, double negative, bool allow_low_quality, bool own_best) {
+  return {static_cast<T>(positive), static_cast<T>(negative), allow_low_quality, own_best};
 }
 
 Tensor max_iou_assign_cuda(const Tensor& boxes, std::vector<int64_t> counts, std::vector<Tensor> base_anchors,
                            std::vector<double> strides, std::vector<int64_t> shapes, double positive, double negative,
-                           bool allow_low_quality) {
-  check_arguments(boxes, counts, positive, negative);
+                           bool allow_low_quality, bool own_best) {
+  check_arguments(boxes, counts, positive, negative, allow_low_quality, own_best);
   const Grids grids = read_grids(boxes, base_anchors, strides, shapes);
   return needs_double(boxes, base_anchors)
              ? max_iou_assign_of_grids(boxes, counts, grids,
-                                       round_thresholds<double>(positive, negative, allow_low_quality))
+                                       round_thresholds<double>(positive, negative, allow_low_quality, own_best))
              : max_iou_assign_of_grids(boxes, counts, grids,
-                                       round_thresholds<float>(positive, negative, allow_low_quality));
+                                       round_thresholds<float>(positive, negative, allow_low_quality, own_best));
 }
 
 Tensor max_iou_assign_dense_cuda(const Tensor& boxes, std::vector<int64_t> counts, const Tensor& anchors,
-                                 double positive, double negative, bool allow_low_quality) {
-  check_arguments(boxes, counts, positive, negative);
+                                 double positive, double negative, bool allow_low_quality, bool own_best) {
+  check_arguments(boxes, counts, positive, negative, allow_low_quality, own_best);
   const DenseAnchors dense = read_dense_anchors(boxes, anchors, 2);
   return needs_double(boxes, {anchors})
              ? max_iou_assign_of_tensor(boxes, counts, dense,
-                                        round_thresholds<double>(positive, negative, allow_low_quality))
+                                        round_thresholds<double>(positive, negative, allow_low_quality, own_best))
              : max_iou_assign_of_tensor(boxes, counts, dense,
-                                        round_thresholds<float>(positive, negative, allow_low_quality));
+                                        round_thresholds<float>(positive, negative, allow_low_quality, own_best));
 }
 
 }  // namespace

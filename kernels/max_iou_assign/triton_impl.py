@@ -54,6 +54,7 @@ def max_iou_assign_triton(
     positive: float,
     negative: float,
     allow_low_quality: bool,
+    own_best: bool,
 ) -> Tensor:
     """The assignment of all levels' anchors, for B images in one call; arguments and results as in `_schemas.py`."""
     dtype = accumulation_dtype(boxes, *base_anchors)
@@ -89,6 +90,7 @@ def max_iou_assign_triton(
             total,
             first_tile,
             KEEP_BEST=allow_low_quality,
+            OWN_BEST=own_best,
             ROWS=TILE_ROWS,
             **TILE_OPTIONS,
             **options,
@@ -97,7 +99,13 @@ def max_iou_assign_triton(
 
 
 def max_iou_assign_dense_triton(
-    boxes: Tensor, counts: list[int], anchors: Tensor, positive: float, negative: float, allow_low_quality: bool
+    boxes: Tensor,
+    counts: list[int],
+    anchors: Tensor,
+    positive: float,
+    negative: float,
+    allow_low_quality: bool,
+    own_best: bool,
 ) -> Tensor:
     """:func:`max_iou_assign_triton` for any anchors [A, 4]."""
     dtype = accumulation_dtype(boxes, anchors)
@@ -117,9 +125,8 @@ def max_iou_assign_dense_triton(
                 boxes, numbers[2:], anchors, None, as_integers(best), None, *sizes, 0, 1, tiles, SUMS=False, **options
             )
         assigned = boxes.new_empty((images, total), dtype=torch.int64)
-        _assign_dense_kernel[grid](
-            boxes, numbers, anchors, best, assigned, *sizes, tiles, KEEP_BEST=allow_low_quality, **options
-        )
+        matching = {"KEEP_BEST": allow_low_quality, "OWN_BEST": own_best}
+        _assign_dense_kernel[grid](boxes, numbers, anchors, best, assigned, *sizes, tiles, **matching, **options)
     return assigned
 
 
@@ -133,6 +140,7 @@ def _assign(
     anchors: tl.tuple,
     rectangle: tl.tuple,
     KEEP_BEST: tl.constexpr,
+    OWN_BEST: tl.constexpr,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> tl.tensor:
@@ -140,6 +148,7 @@ def _assign(
     positive, negative = tl.load(thresholds_ptr).to(DTYPE), tl.load(thresholds_ptr + 1).to(DTYPE)
     greatest = tl.zeros([BLOCK], DTYPE)
     index = tl.zeros([BLOCK], tl.int64)
+    last = tl.zeros([BLOCK], tl.int64)
     keep = tl.zeros([BLOCK], tl.int1)
     start, end = tl.load(offsets_ptr).to(tl.int64), tl.load(offsets_ptr + 1).to(tl.int64)
     first = start
@@ -148,11 +157,16 @@ def _assign(
         while bits != 0:
             g, bits, iou, _ = next_touching(boxes_ptr, strides, first, bits, anchors, DTYPE)
             if KEEP_BEST:
-                keep |= (iou == tl.load(best_ptr + g)) & (iou > 0)
+                best = (iou == tl.load(best_ptr + g)) & (iou > 0)
+                keep |= best
+                if OWN_BEST:
+                    last = tl.where(best, g - start, last)
             better = iou > greatest
             index = tl.where(better, g - start, index)
             greatest = tl.where(better, iou, greatest)
         first += 32
+    if OWN_BEST:
+        index = tl.where(keep, last, index)
     # Nothing reaches an infinite threshold: without boxes all are below.
     keep |= greatest >= tl.where(start < end, positive, _INF)
     below = greatest < tl.where(start < end, negative, _INF)
@@ -170,6 +184,7 @@ def _assign_kernel(
     total: tl.tensor,
     tiles: tl.tensor,
     KEEP_BEST: tl.constexpr,
+    OWN_BEST: tl.constexpr,
     LEVELS: tl.constexpr,
     BASE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -209,7 +224,17 @@ def _assign_kernel(
     x1, y1, x2, y2 = base[0] + shift_x, base[1] + shift_y, base[2] + shift_x, base[3] + shift_y
     of_tile = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
     result = _assign(
-        boxes_ptr, box_strides, numbers_ptr, offsets_ptr, best_ptr, of_tile, rectangle, KEEP_BEST, BLOCK, DTYPE
+        boxes_ptr,
+        box_strides,
+        numbers_ptr,
+        offsets_ptr,
+        best_ptr,
+        of_tile,
+        rectangle,
+        KEEP_BEST,
+        OWN_BEST,
+        BLOCK,
+        DTYPE,
     )
     anchor = first_anchor + row.to(tl.int64) * (width * anchors) + place
     tl.store(assigned_ptr + image * total + anchor, result, mask=inside)
@@ -227,6 +252,7 @@ def _assign_dense_kernel(
     total: tl.tensor,
     tiles: tl.tensor,
     KEEP_BEST: tl.constexpr,
+    OWN_BEST: tl.constexpr,
     BLOCK: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
@@ -234,6 +260,16 @@ def _assign_dense_kernel(
     image, n, of_tile, rectangle = anchor_tile(anchors_ptr, anchor_strides, total, tiles, BLOCK, DTYPE)
     offsets_ptr = numbers_ptr + 2 + image
     result = _assign(
-        boxes_ptr, box_strides, numbers_ptr, offsets_ptr, best_ptr, of_tile, rectangle, KEEP_BEST, BLOCK, DTYPE
+        boxes_ptr,
+        box_strides,
+        numbers_ptr,
+        offsets_ptr,
+        best_ptr,
+        of_tile,
+        rectangle,
+        KEEP_BEST,
+        OWN_BEST,
+        BLOCK,
+        DTYPE,
     )
     tl.store(assigned_ptr + image * total + n, result, mask=n < total)

@@ -117,9 +117,17 @@ def count_undecided(mask: Tensor, level: NaiveLevel, band: float) -> int:
 
 
 def naive_assign(
-    anchors: Tensor, boxes: Tensor, positive: float, negative: float, allow_low_quality: bool
+    anchors: Tensor,
+    boxes: Tensor,
+    positive: float,
+    negative: float,
+    allow_low_quality: bool = True,
+    own_best: bool = False,
 ) -> list[int]:
-    """The assignment of anchors [A, 4] by the rules of torchvision's Matcher, but a best IoU of 0 forces nothing."""
+    """The assignment of anchors [A, 4] by the rules of torchvision's Matcher, but a best IoU of 0 forces nothing.
+
+    With `own_best`, each box in turn then takes its best anchors from the others.
+    """
     truths = boxes.double().tolist()
     ious = [[naive_iou(a, b) for b in truths] for a in anchors.double().tolist()]
     best_of_box = [max((row[g] for row in ious), default=0.0) for g in range(len(truths))]
@@ -131,6 +139,10 @@ def naive_assign(
             result.append(row.index(best))
         else:
             result.append(-2 if row and best >= negative else -1)
+    for g, top in enumerate(best_of_box):
+        for n, row in enumerate(ious):
+            if own_best and row[g] == top > 0:
+                result[n] = g
     return result
 
 

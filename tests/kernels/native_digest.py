@@ -28,7 +28,7 @@ def results() -> list[Tensor]:
             for boxes in (images, images[0]):
                 found += [akdp_mask(anchors, boxes, threshold=t, backend="native") for t in ("adaptive", 0.3)]
                 found.append(akdp_stats(anchors, boxes, threshold="adaptive-nonzero", backend="native"))
-                found.append(max_iou_assign(anchors, boxes, backend="native"))
+                found += [max_iou_assign(anchors, boxes, own_best=own, backend="native") for own in (False, True)]
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for form in (torch.contiguous_format, torch.channels_last):
             small = features(18, 21).to(dtype).contiguous(memory_format=form)

@@ -49,6 +49,7 @@ def test_anchors_and_boxes_are_checked(
         ({"positive": "a"}, "positive must be a number, got str"),
         ({"negative": None}, "negative must be a number, got NoneType"),
         ({"allow_low_quality": "no"}, "allow_low_quality must be a bool, got str"),
+        ({"own_best": 1}, "own_best must be a bool, got int"),
     ],
 )
 def test_options_of_the_assignment_are_checked(options: dict[str, Any], message: str) -> None:

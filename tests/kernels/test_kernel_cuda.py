@@ -64,8 +64,15 @@ def prepare(operation: str, backend: str, device: str = "cuda") -> Call:
     if operation in ("akdp_mask", "max_iou_assign"):
         grids = detector_grids(device)
         images = [random_boxes(54 - b, 512, seed=b).to(device) for b in range(16)]
-        function = akdp_mask if operation == "akdp_mask" else max_iou_assign
-        return Call(images, lambda images: list(function(grids, images, backend=backend)))
+        if operation == "akdp_mask":
+            return Call(images, lambda images: list(akdp_mask(grids, images, backend=backend)))
+        # Both rules: with `own_best` the last of several boxes, whatever the order of the threads.
+        return Call(
+            images,
+            lambda images: [
+                *(row for own in (False, True) for row in max_iou_assign(grids, images, own_best=own, backend=backend))
+            ],
+        )
     generator = torch.Generator().manual_seed(0)
     if operation == "sigmoid_focal_loss":
         levels = [torch.randn(3, a, 10, generator=generator).to(device) for a in (9000, 100)]
@@ -258,10 +265,12 @@ def test_assignment_beyond_32_bits(backend: str) -> None:
     grid = grid.to("cuda")
     on_anchor = grid.base_anchors + torch.tensor([1023.0, 4095.0, 1023.0, 4095.0], device="cuda") * 4
     images = [on_anchor if b in (0, 519) else on_anchor[:0] for b in range(520)]
-    assigned = max_iou_assign(grid, images, backend=backend)
-    for b in (0, 1, 519):
-        matched = (assigned[b] >= 0).nonzero().flatten().tolist()
-        assert matched == ([4096 * 1024 - 1] if b != 1 else [])
+    for own in (False, True):
+        assigned = max_iou_assign(grid, images, own_best=own, backend=backend)
+        for b in (0, 1, 519):
+            matched = (assigned[b] >= 0).nonzero().flatten().tolist()
+            assert matched == ([4096 * 1024 - 1] if b != 1 else [])
+        del assigned  # 17 GB
 
 
 @large

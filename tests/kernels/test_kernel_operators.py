@@ -58,8 +58,14 @@ def operator_samples() -> dict[str, list[tuple[Any, ...]]]:
             (boxes[:0], [], *grids, 2, 0.5, False),
         ],
         "akdp_mask_dense": [(boxes, counts, cells, 0, 0.0), (boxes, counts, cells.clone().requires_grad_(), 1, 0.0)],
-        "max_iou_assign": [(boxes, counts, *grids, 0.5, 0.4, True), (boxes[:0], [], *grids, 0.5, 0.4, False)],
-        "max_iou_assign_dense": [(boxes.clone().requires_grad_(), counts, cells.view(-1, 4), 0.5, 0.4, True)],
+        "max_iou_assign": [
+            (boxes, counts, *grids, 0.5, 0.4, True, False),
+            (boxes, counts, *grids, 0.5, 0.4, True, True),
+            (boxes[:0], [], *grids, 0.5, 0.4, False, False),
+        ],
+        "max_iou_assign_dense": [
+            (boxes.clone().requires_grad_(), counts, cells.view(-1, 4), 0.5, 0.4, True, own) for own in (False, True)
+        ],
         "pa_l2_loss": [
             (tracked, teacher, mask, False),
             (tracked, student, mask[:, ::2, ::2], True),
@@ -144,6 +150,7 @@ def mask_and_stats(grids: list[AnchorGrid], boxes: list[Tensor], backend: str) -
 def assignments(grids: list[AnchorGrid], boxes: list[Tensor], backend: str) -> Any:
     return (
         max_iou_assign(grids, boxes, backend=backend),
+        max_iou_assign(grids, boxes, own_best=True, backend=backend),
         max_iou_assign(grids[0].boxes(), boxes[0], positive=0.3, negative=0.3, backend=backend),
     )
 

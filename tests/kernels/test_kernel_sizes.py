@@ -152,12 +152,13 @@ def test_mask_of_many_images(scope: str, backend: str, place: str) -> None:
     assert all(map(torch.equal, masks, expected_masks))
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(("backend", "place"), FAST["max_iou_assign"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_assignment_of_many_images(dtype: torch.dtype, backend: str, place: str) -> None:
+def test_assignment_of_many_images(own: bool, dtype: torch.dtype, backend: str, place: str) -> None:
     grids = [grid.to(place, dtype) for grid in pyramid([(6, 5), (3, 2)])]
     images = [random_boxes(b % 4, 24, seed=b, dtype=dtype).to(place) for b in range(260)]
-    got, expected = (max_iou_assign(grids, images, backend=name) for name in (backend, "reference"))
+    got, expected = (max_iou_assign(grids, images, own_best=own, backend=n) for n in (backend, "reference"))
     assert all(map(torch.equal, got, expected))
 
 
@@ -188,10 +189,11 @@ def test_mask_on_awkward_grids(backend: str, place: str) -> None:
         torch.testing.assert_close(got.lam, wanted.lam, rtol=1e-12, atol=0)  # the order of the sums is free
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(("backend", "place"), FAST["max_iou_assign"])
-def test_assignment_on_awkward_grids(backend: str, place: str) -> None:
+def test_assignment_on_awkward_grids(own: bool, backend: str, place: str) -> None:
     grids, images = awkward_grids(place), [random_boxes(count, 60, seed=count).to(place) for count in (17, 1)]
-    got, expected = (max_iou_assign(grids, images, backend=name) for name in (backend, "reference"))
+    got, expected = (max_iou_assign(grids, images, own_best=own, backend=n) for n in (backend, "reference"))
     assert all(map(torch.equal, got, expected))
 
 
@@ -209,5 +211,6 @@ def test_box_over_a_whole_level(count: int, side: int, backend: str, place: str)
         assert torch.equal(stats.max_iou, expected.max_iou)
         masks = [akdp_mask(anchors, boxes, threshold=0.6, backend=name) for name in (backend, "reference")]
         assert torch.equal(*masks)
-        assigned = [max_iou_assign(anchors, boxes, backend=name) for name in (backend, "reference")]
-        assert torch.equal(*assigned)
+        for own in (False, True):
+            assigned = [max_iou_assign(anchors, boxes, own_best=own, backend=name) for name in (backend, "reference")]
+            assert torch.equal(*assigned)

@@ -15,6 +15,10 @@ from zoominnet.kernels import AnchorGrid, _iou, max_iou_assign
 
 OPERATION = "max_iou_assign"
 THRESHOLDS = [(0.5, 0.4, True), (0.5, 0.4, False), (0.3, 0.1, True), (0.7, 0.7, True), (1.0, 0.0, True)]
+OPTIONS = [
+    *({"positive": high, "negative": low, "allow_low_quality": forced} for high, low, forced in THRESHOLDS),
+    *({"positive": high, "negative": low, "own_best": True} for high, low in [(0.5, 0.4), (0.3, 0.1), (0, 0), (1, 0)]),
+]
 
 
 def assert_same_as_torchvision(
@@ -52,6 +56,20 @@ def assert_same_as_torchvision(
         # With both thresholds at 0 all anchors match, at first index where they overlap nothing.
         ([[20, 0, 30, 4]], {"positive": 0.0, "negative": 0.0}, [0, 0, 0]),
         ([], {"positive": 0.0, "negative": 0.0}, [-1, -1, -1]),
+        # Each box's best anchor is its own: the first is box 1's, though 0.9 with box 0.
+        ([[0, 0, 10, 9], [0, 0, 5, 2]], {"own_best": True}, [1, -1, -1]),
+        # The best of both, and the last of them whether it has the lower or the higher IoU.
+        ([[0, 0, 5, 2], [0, 0, 10, 9]], {"own_best": True}, [1, -1, -1]),
+        ([[0, 0, 10, 8], [0, 0, 10, 8]], {"own_best": True}, [1, -1, -1]),
+        # The IoUs of above: box 1's best anchor is box 1's now, and box 0 has the other, its own best.
+        ([[5, 0, 28, 8], [0, 8, 5, 10]], {"positive": 0.9, "negative": 0.8, "own_best": True}, [1, 0, -1]),
+        # One box has two best anchors, and the last box takes the first of them, or the one with two takes both.
+        ([[6, 0, 24, 10], [0, 0, 10, 9]], {"own_best": True}, [1, 0, -1]),
+        ([[0, 0, 10, 9], [6, 0, 24, 10]], {"own_best": True}, [1, 1, -1]),
+        # The last box overlaps no anchor, or has no area: it takes nothing.
+        ([[0, 0, 10, 8], [40, 0, 48, 8]], {"own_best": True}, [0, -1, -1]),
+        ([[0, 0, 10, 8], [0, 5, 10, 5]], {"own_best": True}, [0, -1, -1]),
+        ([], {"own_best": True}, [-1, -1, -1]),
     ],
 )
 def test_hand_worked(boxes: list, options: dict, expected: list[int], backend: str, device: str) -> None:
@@ -97,16 +115,45 @@ def test_torchvision_matcher_on_torchvision_anchors(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("positive", "negative", "allow_low_quality"), THRESHOLDS)
-def test_naive_computation(
-    dtype: torch.dtype, positive: float, negative: float, allow_low_quality: bool, backend: str, device: str
-) -> None:
+@pytest.mark.parametrize("options", OPTIONS)
+def test_naive_computation(dtype: torch.dtype, options: dict, backend: str, device: str) -> None:
     grids = [grid.to(device, dtype) for grid in pyramid([(6, 7), (3, 4)])]
     images = [random_boxes(count, 28, seed=count, dtype=dtype).to(device) for count in (6, 0, 1)]
     anchors = torch.cat([grid.boxes().view(-1, 4) for grid in grids])
-    options = {"positive": positive, "negative": negative, "allow_low_quality": allow_low_quality}
-    for boxes, got in zip(images, max_iou_assign(grids, images, backend=backend, **options), strict=True):
-        assert got.tolist() == naive_assign(anchors, boxes, **options)
+    for form in (grids, anchors):
+        for boxes, got in zip(images, max_iou_assign(form, images, backend=backend, **options), strict=True):
+            assert got.tolist() == naive_assign(anchors, boxes, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_own_best_in_a_crowd(dtype: torch.dtype, backend: str, device: str) -> None:
+    # 40 boxes in 27 px, so that many share their best anchor. Boxes and anchors have whole coordinates: IoUs are quotients
+    # of whole numbers below 2^9, of which two that are not equal differ in float32 as well.
+    generator = torch.Generator().manual_seed(0)
+    corner, size = (torch.randint(low, high, (2, 40, 2), generator=generator) for low, high in ((0, 16), (3, 12)))
+    crowds = list(torch.cat([corner, corner + size], 2).to(device, dtype))
+    base = torch.tensor([[-4.0, -4, 4, 4], [-6, -3, 6, 3], [-3, -6, 3, 6]], device=device, dtype=dtype)
+    grids = [AnchorGrid(base, (4, 4), (7, 9)), AnchorGrid(2 * base, (8, 8), (4, 5))]
+    anchors = torch.cat([grid.boxes().view(-1, 4) for grid in grids])
+    images = [crowds[0], crowds[0][:0], crowds[1]]
+    shared = overridden = lost = 0
+    for boxes, *got in zip(
+        images,
+        *(max_iou_assign(form, images, own_best=True, backend=backend) for form in (grids, anchors)),
+        strict=True,
+    ):
+        expected = naive_assign(anchors, boxes, 0.5, 0.4, own_best=True)
+        assert [row.tolist() for row in got] == [expected] * 2
+        if len(boxes):
+            iou = _iou.pairwise_iou(anchors, boxes)
+            own, (best, index) = (iou == iou.amax(0)) & (iou > 0), iou.max(1)
+            shared += int((own.sum(1) > 1).sum())
+            overridden += int(((best >= 0.5) & own.any(1) & (index != torch.tensor(expected, device=device))).sum())
+            # What the option is for: fewer boxes without an anchor than by the default.
+            default = max_iou_assign(grids, boxes, backend=backend)
+            assert (got[0].unique() >= 0).sum() > (default.unique() >= 0).sum()
+            lost += len(boxes) - int((got[0].unique() >= 0).sum())
+    assert min(shared, overridden, lost) > 0  # all of these occur
 
 
 # Whole and half coordinates: all products are exact and equal IoUs are equal in float32 and in the naive computation,
@@ -120,11 +167,9 @@ def test_any_values(backend: str, device: str) -> None:
     @given(
         st.lists(st.lists(coordinates, min_size=4, max_size=4), max_size=20),
         st.lists(st.lists(coordinates, min_size=4, max_size=4), max_size=5),
-        st.sampled_from(THRESHOLDS),
+        st.sampled_from(OPTIONS),
     )
-    def check(anchors: list, boxes: list, thresholds: tuple[float, float, bool]) -> None:
-        positive, negative, allow_low_quality = thresholds
-        options = {"positive": positive, "negative": negative, "allow_low_quality": allow_low_quality}
+    def check(anchors: list, boxes: list, options: dict) -> None:
         a, b = (torch.tensor(values, dtype=torch.float64).reshape(-1, 4) for values in (anchors, boxes))
         expected = naive_assign(a, b, **options)
         assert max_iou_assign(a.to(device), b.to(device), backend=backend, **options).tolist() == expected
@@ -164,9 +209,10 @@ def test_forms_of_the_anchors_agree(backend: str, device: str) -> None:
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     grids, boxes = pyramid([(9, 7), (5, 4)]), random_boxes(8, 36)
-    whole = max_iou_assign(grids, boxes, backend="reference")
+    whole = [max_iou_assign(grids, boxes, own_best=own, backend="reference") for own in (False, True)]
     monkeypatch.setattr(_iou, "PAIRS_PER_CHUNK", 23)
-    assert torch.equal(max_iou_assign(grids, boxes, backend="reference"), whole)
+    for own, expected in zip((False, True), whole, strict=True):
+        assert torch.equal(max_iou_assign(grids, boxes, own_best=own, backend="reference"), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -211,6 +257,11 @@ def test_no_gradient(backend: str, device: str) -> None:
 def test_thresholds_are_checked(positive: float, negative: float) -> None:
     with pytest.raises(ValueError, match="0 <= negative <= positive <= 1, got negative="):
         max_iou_assign(torch.zeros(1, 4), torch.zeros(1, 4), positive=positive, negative=negative)
+
+
+def test_own_best_needs_low_quality_matches() -> None:
+    with pytest.raises(ValueError, match="own_best=True needs allow_low_quality=True"):
+        max_iou_assign(torch.zeros(1, 4), torch.zeros(1, 4), allow_low_quality=False, own_best=True)
 
 
 def test_anchor_tensor_needs_boxes() -> None:

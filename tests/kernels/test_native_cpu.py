@@ -97,7 +97,7 @@ def assert_same(anchors: Any, boxes: Any) -> None:
     assert stats.lam.item() == pytest.approx(expected.lam.item(), rel=1e-12, abs=2e-8)
     for threshold in (0.4, 0.9):
         assert torch.equal(*(akdp_mask(anchors, boxes, threshold=threshold, backend=b) for b in BACKENDS))
-    for options in ({}, {"positive": 0.3, "negative": 0.0}, {"allow_low_quality": False}):
+    for options in ({}, {"own_best": True}, {"positive": 0.3, "negative": 0.0}, {"allow_low_quality": False}):
         assert torch.equal(*(max_iou_assign(anchors, boxes, **options, backend=b) for b in BACKENDS))
 
 
@@ -307,10 +307,24 @@ LEVELS, INDEX = [torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)], torch.zeros(2, 4, 
         ("akdp_mask_dense", (BOXES, [3], BOXES, 0, 0.0), "anchors must have 4 dimensions, got 2"),
         ("akdp_mask_dense", (BOXES, [3], BOXES.view(1, 4, 1, 3), 0, 0.0), "anchors must have size 4 in dimension 3"),
         ("akdp_mask_dense", (BOXES, [3], BOXES.view(1, 3, 1, 4).int(), 0, 0.0), "anchors must be float32"),
-        ("max_iou_assign", (BOXES, [2], *GRID, 0.5, 0.4, True), "counts must sum to the 3 boxes, got 2"),
-        ("max_iou_assign", (BOXES, [3], *GRID, 0.5, 0.6, True), "0 <= negative <= positive <= 1, got negative=0.6"),
-        ("max_iou_assign_dense", (BOXES, [3], BOXES[None], 0.5, 0.4, True), "anchors must have 2 dimensions, got 3"),
-        ("max_iou_assign_dense", (BOXES, [3], BOXES[:, :3], 0.5, 0.4, True), "anchors must have size 4 in dimension 1"),
+        ("max_iou_assign", (BOXES, [2], *GRID, 0.5, 0.4, True, False), "counts must sum to the 3 boxes, got 2"),
+        (
+            "max_iou_assign",
+            (BOXES, [3], *GRID, 0.5, 0.6, True, True),
+            "0 <= negative <= positive <= 1, got negative=0.6",
+        ),
+        ("max_iou_assign", (BOXES, [3], *GRID, 0.5, 0.4, False, True), "own_best needs allow_low_quality"),
+        ("max_iou_assign_dense", (BOXES, [3], BOXES, 0.5, 0.4, False, True), "own_best needs allow_low_quality"),
+        (
+            "max_iou_assign_dense",
+            (BOXES, [3], BOXES[None], 0.5, 0.4, True, False),
+            "anchors must have 2 dimensions, got 3",
+        ),
+        (
+            "max_iou_assign_dense",
+            (BOXES, [3], BOXES[:, :3], 0.5, 0.4, True, False),
+            "anchors must have size 4 in dimension 1",
+        ),
         ("pa_l2_loss", (STUDENT[0], TEACHER, MASK, False), "student must have 4 dimensions, got 3"),
         ("pa_l2_loss", (STUDENT, TEACHER.double(), MASK, False), "teacher must have the dtype of student"),
         ("pa_l2_loss", (STUDENT, TEACHER[:, :, 1:], MASK, False), "teacher must have size 8 in dimension 2, got 7"),

@@ -53,8 +53,9 @@ def test_special_values(values: list[float], dtype: torch.dtype) -> None:
             torch.testing.assert_close(stats.lam.cpu(), expected.lam, rtol=1e-12, atol=0)
         mask = akdp_mask(on_gpu, boxes.cuda(), threshold=0.3, backend="triton")
         assert torch.equal(mask.cpu(), akdp_mask(form, boxes, threshold=0.3, backend="reference"))
-        assigned = max_iou_assign(on_gpu, boxes.cuda(), backend="triton")
-        assert torch.equal(assigned.cpu(), max_iou_assign(form, boxes, backend="reference"))
+        for own in (False, True):
+            assigned = max_iou_assign(on_gpu, boxes.cuda(), own_best=own, backend="triton")
+            assert torch.equal(assigned.cpu(), max_iou_assign(form, boxes, own_best=own, backend="reference"))
 
 
 def test_real_sizes_have_the_bits_of_the_reference() -> None:
@@ -65,12 +66,11 @@ def test_real_sizes_have_the_bits_of_the_reference() -> None:
     masks = akdp_mask(on_gpu, images_on_gpu, threshold=0.5, backend="triton")
     for mask, expected in zip(masks, akdp_mask(grids, images, threshold=0.5, backend="reference"), strict=True):
         assert torch.equal(mask.cpu(), expected)
-    for got, expected in zip(
-        max_iou_assign(on_gpu, images_on_gpu, backend="triton"),
-        max_iou_assign(grids, images, backend="reference"),
-        strict=True,
-    ):
-        assert torch.equal(got.cpu(), expected)
+    for own in (False, True):
+        assigned = max_iou_assign(on_gpu, images_on_gpu, own_best=own, backend="triton")
+        reference = max_iou_assign(grids, images, own_best=own, backend="reference")
+        for got, expected in zip(assigned, reference, strict=True):
+            assert torch.equal(got.cpu(), expected)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])

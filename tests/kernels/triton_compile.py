@@ -90,9 +90,9 @@ def masks_and_assignments(dtype: torch.dtype, counts: list[int], side: int = 16)
     for mode in (0, 1, 2):
         akdp.akdp_mask_triton(boxes, counts, *arguments, mode, 0.5, mode == 1)
     akdp.akdp_mask_dense_triton(boxes, counts, cells, 0, 0.0)
-    for allow_low_quality in (True, False):
-        assign.max_iou_assign_triton(boxes, counts, *arguments, 0.5, 0.4, allow_low_quality)
-        assign.max_iou_assign_dense_triton(boxes, counts, cells.view(-1, 4), 0.5, 0.4, allow_low_quality)
+    for matching in ((0.5, 0.4, True, False), (0.5, 0.4, True, True), (0.5, 0.4, False, False)):
+        assign.max_iou_assign_triton(boxes, counts, *arguments, *matching)
+        assign.max_iou_assign_dense_triton(boxes, counts, cells.view(-1, 4), *matching)
 
 
 def losses_and_upsampling(dtype: torch.dtype, memory_format: torch.memory_format, width: int) -> None:

@@ -190,7 +190,9 @@ class TrainConfig:
     image_size: Annotated[int, at_least(1), at_most(MAX_IMAGE_SIZE // 2), multiple_of(SIZE_DIVISOR)] = 512
     """Side of the student's input, px; the teacher's is twice that (paper: 512)."""
     assigner: Assigner = "max-iou"
-    """Which box an anchor is trained on (paper: max-iou, positive from 0.5, background below 0.4)."""
+    """Which box an anchor is trained on: the one with the greatest IoU, from 0.5; none below 0.4 (paper). And a box's best
+    anchors, whatever their IoU: max-iou (torchvision): on the box that they overlap most, in a crowd often another;
+    max-iou-own (mmdetection; repo): on that box, of several on the last."""
     classification_loss: ClassificationLoss = "focal"
     """Loss of the classes (paper: focal, alpha 0.25, gamma 2)."""
     box_loss: BoxLoss = "l1"
@@ -504,7 +506,9 @@ class TrainConfig:
 _PAPER = TrainConfig()
 PROFILES: dict[Profile, TrainConfig] = {
     "paper": _PAPER,
-    "repo": dataclasses.replace(_PAPER, profile="repo", weights="coco", warmup_lr=1e-5, decay_factor=0.1),
+    "repo": dataclasses.replace(
+        _PAPER, profile="repo", weights="coco", assigner="max-iou-own", warmup_lr=1e-5, decay_factor=0.1
+    ),
     "wang2019": dataclasses.replace(
         _PAPER, profile="wang2019", mask_threshold=0.5, distill_divisor=2.0, distill_warmup_steps=400
     ),

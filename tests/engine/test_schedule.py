@@ -48,6 +48,7 @@ def test_what_profiles_differ_in() -> None:
     assert (paper.lambda_distill, paper.mask_threshold, paper.distill_divisor) == (0.01, "adaptive", 1.0)
     assert (wang.mask_threshold, wang.distill_divisor, wang.distill_warmup_steps) == (0.5, 2.0, 400)
     assert (paper.ignored, PROFILES["demo"].ignored) == ("drop", "honour")
+    assert (paper.assigner, PROFILES["repo"].assigner) == ("max-iou", "max-iou-own")
 
 
 @pytest.mark.parametrize(

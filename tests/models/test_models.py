@@ -149,8 +149,11 @@ def test_box_coding_is_torchvisions() -> None:
     torch.testing.assert_close(decode_boxes(wild, anchors), coder.decode_single(wild, anchors))
 
 
-def naive_losses(predictions: Predictions, targets: list[dict[str, Tensor]]) -> tuple[float, float]:
-    """RetinaNet's losses anchor by anchor in float64, with torchvision's matcher."""
+def naive_losses(
+    predictions: Predictions, targets: list[dict[str, Tensor]], own_best: bool = False
+) -> tuple[float, float]:
+    """RetinaNet's losses anchor by anchor in float64, with torchvision's matcher; with `own_best` each box in turn then takes
+    its best anchors, as in mmdetection."""
     anchors = torch.cat([g.boxes().reshape(-1, 4) for g in predictions.grids])
     logits, deltas = torch.cat(predictions.logits, 1).double(), torch.cat(predictions.deltas, 1).double()
     matcher = det_utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
@@ -158,7 +161,10 @@ def naive_losses(predictions: Predictions, targets: list[dict[str, Tensor]]) -> 
     positives = 0
     for b, target in enumerate(targets):
         if len(target["boxes"]):
-            matched = matcher(box_iou(target["boxes"], anchors))
+            iou = box_iou(target["boxes"], anchors)
+            matched = matcher(iou)
+            for index, of_box in enumerate(iou if own_best else []):
+                matched[of_box == of_box.max()] = index
         else:
             matched = torch.full((len(anchors),), -1)
         for a, index in enumerate(matched.tolist()):
@@ -201,23 +207,48 @@ def random_predictions(model: RetinaNet, batch: int) -> Predictions:
     )
 
 
-def test_losses_equal_a_loop_over_anchors() -> None:
-    model = tiny("fa")
+@pytest.mark.parametrize("assigner", ["max-iou", "max-iou-own"])
+def test_losses_equal_a_loop_over_anchors(assigner: str) -> None:
+    model = tiny("fa", assigner=assigner)
     predictions = random_predictions(model, 3)
     targets = [
         {
-            "boxes": torch.tensor([[4.0, 5.0, 16.0, 20.0], [30.0, 30.0, 42.0, 41.0], [8.0, 2.0, 58.0, 60.0]]),
-            "labels": torch.tensor([0, 2, 1]),
+            # The last is inside the first, which its best anchors overlap more.
+            "boxes": torch.tensor([[4.0, 5, 16, 20], [30, 30, 42, 41], [8, 2, 58, 60], [7, 9, 10, 13]]),
+            "labels": torch.tensor([0, 2, 1, 2]),
             "ignored": torch.tensor([[20.0, 0.0, 64.0, 20.0], [28.0, 28.0, 36.0, 44.0]]),
         },
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "ignored": torch.zeros(0, 4)},
         {"boxes": torch.tensor([[40.0, 40.0, 52.0, 52.0]]), "labels": torch.tensor([1])},
     ]
     losses = model.losses(predictions, targets)
-    focal, l1 = naive_losses(predictions, targets)
+    focal, l1 = naive_losses(predictions, targets, own_best=assigner == "max-iou-own")
     # float32 sums over 25,000 terms: relative error about sqrt(25000) * 6e-8
     assert float(losses["classification"]) == pytest.approx(focal, rel=2e-5)
     assert float(losses["bbox_regression"]) == pytest.approx(l1, rel=2e-5)
+
+
+def test_a_small_box_in_a_larger_one_is_learnt_with_its_own_best_anchors() -> None:
+    boxes = torch.tensor([[4.0, 5.0, 28.0, 28.0], [7.0, 9.0, 10.0, 13.0]])
+    images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))]
+    targets = [{"boxes": boxes, "labels": torch.tensor([0, 2])}]
+    matched, gradients = [], []
+    for assigner, learnt in (("max-iou", {0}), ("max-iou-own", {0, 1})):
+        model = tiny("fa", assigner=assigner).train()
+        matched.append(model.assign(model.anchor_grids, targets, "auto"))
+        assert set(matched[-1][matched[-1] >= 0].tolist()) == learnt
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        loss = sum(model(images, targets).values())
+        loss.backward()
+        gradients.append(model.head.classification.predict.bias.grad.view(-1, 3).sum(0))  # of each class
+        optimizer.step()
+        assert sum(model(images, targets).values()) < loss
+    # The same anchors are positive, some of them for the small box: more of its class, less of the other's.
+    assert torch.equal(matched[0] >= 0, matched[1] >= 0)
+    default, own = gradients
+    assert own[2] < default[2]
+    assert own[0] > default[0]
+    torch.testing.assert_close(own[1], default[1])
 
 
 def test_no_boxes_give_a_zero_box_loss_in_the_graph() -> None:

@@ -6,6 +6,7 @@ Sizes in shapes: B images, A anchors (level, row, column, anchor order), K ancho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,19 +24,21 @@ Assigner = Callable[[Sequence[AnchorGrid], Targets, str], Tensor]
 """(the levels' grids, B targets, backend) -> int64 [B, A]: the index of a box of the image, `BACKGROUND` or `IGNORED`."""
 
 
-def assign_by_max_iou(grids: Sequence[AnchorGrid], targets: Targets, backend: str = "auto") -> Tensor:
+def assign_by_max_iou(
+    grids: Sequence[AnchorGrid], targets: Targets, backend: str = "auto", *, own_best: bool = False
+) -> Tensor:
     """RetinaNet's rule: IoU from 0.5 positive, below 0.4 background, with low-quality matches; then ignored regions.
 
     Args:
         grids: the levels.
         targets: B dicts of "boxes" float [G, 4] px and optionally "ignored" float [R, 4] px.
-        backend: of :func:`zoominnet.kernels.max_iou_assign`.
+        backend, own_best: of :func:`zoominnet.kernels.max_iou_assign`.
 
     Returns:
         int64 [B, A]. Anchors inside an ignored region are `IGNORED`, whatever their IoU.
     """
     boxes = [target["boxes"].float() for target in targets]
-    matched = torch.stack(max_iou_assign(grids, boxes, backend=backend))
+    matched = torch.stack(max_iou_assign(grids, boxes, own_best=own_best, backend=backend))
     ignored = [target.get("ignored") for target in targets]
     regions = [b.new_zeros((0, 4)) if r is None else r for b, r in zip(boxes, ignored, strict=True)]
     if any(len(of_image) for of_image in regions):
@@ -43,7 +46,10 @@ def assign_by_max_iou(grids: Sequence[AnchorGrid], targets: Targets, backend: st
     return matched
 
 
-ASSIGNERS: dict[str, Assigner] = {"max-iou": assign_by_max_iou}
+ASSIGNERS: dict[str, Assigner] = {
+    "max-iou": assign_by_max_iou,
+    "max-iou-own": partial(assign_by_max_iou, own_best=True),
+}
 
 
 def inside_ignored(grids: Sequence[AnchorGrid], regions: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ __global__ __launch_bounds__(kThreads) void first_box_kernel(const __grid_consta
 }
 
 // Marks the anchors that reach the greatest IoU of a box.
-template <class T>
+template <class T, bool kOwnBest>
 __global__ __launch_bounds__(kThreads) void keep_kernel(const __grid_constant__ Problem<T> problem) {
   for (int64_t n = first_task_of_warp(); n < problem.tasks(); n += tasks_of_warps()) {
     const Task<T> task(problem, n);
@@ -115,7 +115,7 @@ __global__ __launch_bounds__(kThreads) void keep_kernel(const __grid_constant__ 
     if (best > 0 && of_tiles[n % problem.grids.tiles] == best) {
       task.visit(problem, [&](int64_t anchor, T iou) {
         if (iou == best) {
-          if (problem.thresholds.own_best) {
+          if constexpr (kOwnBest) {
             atomicMin(problem.keys + anchor, kNotKept - 1 - static_cast<Key>(task.index));
           } else {
             atomicAnd(problem.keys + anchor, ~kNotKept);
@@ -182,7 +182,7 @@ Tensor max_iou_assign_of_grids(const Tensor& boxes, const std::vector<int64_t>& 
       stream.launch(first_box_kernel<T>, blocks, problem);
     }
     if (thresholds.allow_low_quality) {
-      stream.launch(keep_kernel<T>, blocks, problem);
+      stream.launch(thresholds.own_best ? keep_kernel<T, true> : keep_kernel<T, false>, blocks, problem);
     }
     stream.launch(resolve_kernel<T>, divide_up(grids.anchors, 8 * kThreads) * images.count, problem);
   }

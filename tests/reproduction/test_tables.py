@@ -91,6 +91,8 @@ def test_one_name_is_one_training() -> None:
         for training, _ in item.trainings(range(1)):
             options = (training.options, training.derived(SCALES["paper"].config))
             assert known.setdefault(training.name, options) == options
+        labels = [row.label for row in (*item.rows, *item.more)]
+        assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize("scale", SCALES)

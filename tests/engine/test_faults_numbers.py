@@ -201,7 +201,7 @@ STATE = {"step": 9, "skipped": 4, "skipped_in_a_row": 2, "log_bytes": 7, "valida
 def bare_state(model: torch.nn.Module | None = None, scale: float = 8.0) -> TrainingState:
     """The state of a phase of any module."""
     model = model or torch.nn.Linear(1, 1)
-    watched = SimpleNamespace(config=TrainConfig())
+    watched = SimpleNamespace(config=TrainConfig(), held_weight=None)
     return TrainingState(
         model,  # type: ignore[arg-type]
         torch.optim.SGD(model.parameters(), 0.1),

@@ -157,10 +157,10 @@ def test_a_picture_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with Image.open(tmp_path / "table3.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = io.StringIO()
     assert draw("table3", results, [], scenes, tmp_path, Console(file=text, width=200)) == []
-    assert "the picture of a table needs the package matplotlib, which is not installed: pip install" in text.getvalue()
+    assert "the picture of a table needs the package matplotlib" in text.getvalue()
 
 
 def test_a_table_of_which_little_is_done(tmp_path: Path) -> None:

@@ -32,11 +32,8 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    extra("matplotlib", "the picture of a table")
-    from matplotlib.figure import Figure
-
     rows = [row for row in results["rows"] if row["mean"].get("AP") is not None]
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    figure = extra("matplotlib.figure", "the picture of a table").Figure(figsize=(13, 5.5), layout="constrained")
     costs, curves = figure.subplots(1, 2)
     colours = colours_of(rows)
     for row, colour in zip(rows, colours, strict=True):

@@ -1,4 +1,4 @@
-"""Makes the tables of README.md and benchmarks/README.md from the results of the benchmarks.
+"""Makes the tables of README.md, benchmarks/README.md and docs/reproduction.md from the results in benchmarks/results/.
 
 pytest benchmarks/ --benchmark-only --benchmark-json=raw.json
 python benchmarks/report.py --take raw.json    # keeps medians and quartiles in benchmarks/results/, makes the tables
@@ -397,11 +397,22 @@ def models_section(_: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+def reproduced_section(_: dict[str, dict[str, Any]]) -> list[str]:
+    """Table 3 as `zoominnet.reproduce` has run it."""
+    results = ROOT / "benchmarks" / "results" / "table3-small.json"
+    if not results.exists():
+        return ["Not run yet."]
+    from zoominnet.reproduction.tables import markdown  # needs more than the tables of the kernels do
+
+    return markdown(json.loads(results.read_text(encoding="utf-8")), "table3").splitlines()
+
+
 DOCUMENTS: tuple[tuple[str, str, Section], ...] = (
     ("README.md", "speed", speed_section),
     ("README.md", "models", models_section),
     ("benchmarks/README.md", "benchmarks", details_section),
     ("benchmarks/README.md", "training-step", steps_section),
+    ("docs/reproduction.md", "table3", reproduced_section),
 )
 
 

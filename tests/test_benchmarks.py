@@ -509,13 +509,17 @@ def test_report_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for name in dict.fromkeys(name for name, _, _ in report.DOCUMENTS):
         marks = [mark for document, mark, _ in report.DOCUMENTS if document == name]
         places = (f"<!-- {mark}: made by benchmarks/report.py -->\n<!-- {mark}: end -->\n" for mark in marks)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"before\n{''.join(places)}after\n")
     report.write_results(
         tmp_path / "benchmarks" / "results",
         {"cpu": results_with(result("pa_l2_loss", "LA, P3", "both", native=1.0, reference=2.0))},
     )
     assert report.main(["--check"], tmp_path) == 1
-    assert "the tables of README.md, benchmarks/README.md are not those of the results" in capsys.readouterr().err
+    assert (
+        "the tables of README.md, benchmarks/README.md, docs/reproduction.md are not those of the results"
+        in capsys.readouterr().err
+    )
     assert report.main([], tmp_path) == 0
     assert report.main(["--check"], tmp_path) == 0
     text = (tmp_path / "README.md").read_text()

@@ -158,18 +158,10 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes ``results.json`` and a Markdown file an item, and returns what the first of these holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    items = {name: results_of(ITEMS[name], runs, scale, console) for name in names}
+    result = {**about, "date": f"{date.today()}", "items": items}
     for name in names:
-        results = found[name] = results_of(ITEMS[name], runs, scale, console)
-        own = {run["run"]: run for row in results["rows"] for run in row["runs"]}.values()
-        commits = dict.fromkeys(str(run["commit"]) for run in own)
-        line = (
-            f"`{about['command']}`, {about['device']}, {about['cores']} cores, torch {about['torch']}, {date.today()}; "
-            f"{len(own)} runs of {sum(run['seconds'] for run in own) / 3600:.1f} h in all, "
-            f"{'commits' if len(commits) > 1 else 'commit'} {', '.join(commits)}."
-        )
-        (folder / f"{name}.md").write_text(markdown(results, line), encoding="utf-8")
-    result = {**about, "date": f"{date.today()}", "items": found}
+        (folder / f"{name}.md").write_text(markdown(result, name), encoding="utf-8")
     write_json(folder / "results.json", result)
     return result
 

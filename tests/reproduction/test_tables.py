@@ -133,9 +133,13 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert taught["gain"] == {"mean": 0.225, "standard_deviation": 0.0354}
     assert taught["paper_gain"] == 0.25
     assert "gain" not in plain
-    lines = markdown(found, "how it came about").splitlines()
+    about = {"command": "reproduce it", "device": "a CPU", "cores": 2, "torch": "9.9", "date": "2000-01-01"}
+    lines = markdown({**about, "items": {"it": found}}, "it").splitlines()
     assert lines[5] == (
         "| taught | 128 | 1.5 | 2 | 0.305 ± 0.078 | 0.125 | 0.305 ± 0.078 | 0.060 | +22.5 ± 3.5 % | +25.0 % | plain |"
+    )
+    assert lines[-3] == (
+        "`reproduce it`, a CPU, 2 cores, torch 9.9, 2000-01-01; 4 runs of 0.1 h in all, commit 0123456789ab."
     )
     assert "--optimizer adamw (paper: sgd)" in lines[-1]
 

@@ -111,8 +111,9 @@ def text(value: Any) -> str:
     return " ".join(map(str, flat(value))) if isinstance(value, tuple) else str(value)
 
 
-def markdown(results: dict[str, Any], about: str) -> str:
-    """A table of the results; `about` says how they came about."""
+def markdown(result: dict[str, Any], name: str) -> str:
+    """The table of an item, and how it came about; `result` is what ``results.json`` holds."""
+    results = result["items"][name]
     rows = results["rows"]
     scores = list(next(row["paper"] for row in rows if row["paper"] is not None))
     head = ["model", "px", "GFLOPs", "runs"]
@@ -129,8 +130,24 @@ def markdown(results: dict[str, Any], about: str) -> str:
         cells += [percent(own["mean"], own.get("standard_deviation")) if own else ""]
         cells += [percent(row["paper_gain"]) if "paper_gain" in row else "", row.get("against", "")]
         lines.append(_line(cells))
-    lines += ["", about, "", "What differs from the paper's protocol: " + "; ".join(results["differs"]) + "."]
+    lines += [
+        "",
+        caption(result, rows),
+        "",
+        "What differs from the paper's protocol: " + "; ".join(results["differs"]) + ".",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def caption(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """By which command, where, when and at which commits the runs of some rows were made."""
+    own = {run["run"]: run for row in rows for run in row["runs"]}.values()
+    commits = dict.fromkeys(str(run["commit"]) for run in own)
+    return (
+        f"`{result['command']}`, {result['device']}, {result['cores']} cores, torch {result['torch']}, {result['date']}; "
+        f"{len(own)} runs of {sum(run['seconds'] for run in own) / 3600:.1f} h in all, "
+        f"{'commits' if len(commits) > 1 else 'commit'} {', '.join(commits)}."
+    )
 
 
 def _line(cells: Sequence[Any]) -> str:

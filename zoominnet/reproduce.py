@@ -219,6 +219,10 @@ def with_options(scale: TrainConfig, words: Sequence[str]) -> TrainConfig:
     for name in OF_THE_TABLES:
         if getattr(given, name) != getattr(scale, name):
             raise ReproductionError(f"{option(name)}: each run of a table has its own; leave it out")
+    if given.val_fraction is not None:
+        raise ReproductionError(
+            "--val-fraction: a table needs data with a split of its own to validate on; leave it out"
+        )
     return given
 
 

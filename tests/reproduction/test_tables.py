@@ -233,6 +233,7 @@ def test_trainings_are_chosen_with_the_teachers_that_they_need(tmp_path: Path) -
         (ReproduceConfig(("table3",), seeds=0), [], "--seeds: 0 is not at least 1"),
         (ReproduceConfig(("table3",), budget=-1.0), [], "--budget: -1.0 is not positive"),
         (ReproduceConfig(("table3",)), ["--student", "la"], "--student: each run of a table has its own; leave it out"),
+        (ReproduceConfig(("table3",)), ["--val-fraction", "0.2"], "--val-fraction: a table needs data with a split"),
         (ReproduceConfig(("table3",)), ["--seed", "3"], "--seed: each run of a table has its own; leave it out"),
         (ReproduceConfig(("table3",)), ["--lr", "-1"], "--lr: -1.0 is not positive"),
     ],

@@ -114,7 +114,7 @@ def text(value: Any) -> str:
 def markdown(result: dict[str, Any], name: str) -> str:
     """The table of an item, and how it came about; `result` is what ``results.json`` holds."""
     results = result["items"][name]
-    rows = results["rows"]
+    rows = [row for row in results["rows"] if row["runs"] or row["paper"]]
     scores = list(next(row["paper"] for row in rows if row["paper"] is not None))
     head = ["model", "px", "GFLOPs", "runs"]
     for name in scores:

@@ -258,7 +258,8 @@ def left_over(runs: Sequence[Run], estimates: Estimates) -> str:
     seconds = [estimates.seconds_left(run) for run in runs]
     known = [each for each in seconds if each is not None]
     time_ = f", about {duration(sum(known))} one after the other" if len(known) == len(seconds) else ""
-    return f"left: {len(runs)} runs{time_}: {', '.join(run.name for run in runs)}; the same command goes on with them"
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"left: {count}{time_}: {', '.join(run.name for run in runs)}; the same command goes on"
 
 
 def table_of(results: dict[str, Any]) -> Table:

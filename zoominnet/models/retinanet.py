@@ -273,7 +273,8 @@ def build_model(
     """Builds one of the models with fresh weights.
 
     Args:
-        name: "teacher" or "teacher-fused" (feed them 2S px), "snet", "la", "fa-thin" or "fa" (feed them S px).
+        name: "teacher" or "teacher-fused" (feed them 2S px), "snet", "snet-12px", "la",
+            "fa-thin" or "fa" (feed them S px).
         backbone: "resnet18", "resnet34", "resnet50" or "resnet101", or "timm:NAME" with a name of timm's.
         num_classes: without background.
         image_size: side of the input that the model itself is fed, px; a multiple of 32, of "teacher-fused" of 64.

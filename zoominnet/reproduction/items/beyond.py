@@ -1,4 +1,4 @@
-"""What the paper does not do: each addition to FA with CSKD by itself, and what brings most, together, for each student."""
+"""What the paper does not do: each addition to FA with CSKD by itself."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoominnet.reproduce import main
+from zoominnet.reproduction.provenance import commit
 
 TINY = [
     *("--synthetic-images", "8", "2"),
@@ -39,7 +40,7 @@ def test_table_2_is_trained_once_and_measured_at_each_size(
     said = capsys.readouterr().out
     assert "measuring snet seed 0 at 128 px" in said
     results = json.loads((out / "results.json").read_text())
-    assert results["commit"]
+    assert results["commit"] == commit()
     rows = results["items"]["table2"]["rows"]
     assert [row["image_size"] for row in rows] == [32, 64, 64, 96, 128, 128]
     assert [run["seed"] for row in rows for run in row["runs"]] == [0] * 6

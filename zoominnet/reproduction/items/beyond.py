@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zoominnet.config import TrainConfig
+from zoominnet.config import PROFILES, TrainConfig
 from zoominnet.reproduction.items.table3 import (
     FA_CSKD_ROW,
     FA_ROW,
@@ -15,6 +15,9 @@ from zoominnet.reproduction.plan import Item, Row, Training
 
 TEACHER_BOTH = TEACHER.but("teacher-both-scales", teacher_scales="both")
 TEACHER_FUSED = TEACHER.but("teacher-fused", teacher_model="teacher-fused")
+LITERAL = {
+    name: getattr(PROFILES["paper"], name) for name in ("distill_normalise", "lambda_distill", "distill_gradient_ratio")
+}
 RESPONSE = (("pa-l2", 1.0), ("response", 300.0))
 
 
@@ -38,6 +41,8 @@ BEYOND = Item(
         TNET_ROW,
         FA_ROW,
         FA_CSKD_ROW,
+        with_("the loss and its weight as the paper's", "literal", **LITERAL),
+        with_("features not standardised", "plain", distill_normalise=False),
         with_("from the teacher's weights", "init", init_from_teacher=True),
         Row("SNet + FA from the teacher's weights, not distilled", FINE_TUNED, against=FA_ROW),
         with_("and its predictions", "response", distill_losses=RESPONSE),

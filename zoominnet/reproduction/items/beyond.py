@@ -1,12 +1,14 @@
-"""What the paper does not do: each addition to FA with CSKD by itself."""
+"""What the paper does not do: each addition to FA with CSKD by itself, and those that gain together."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from zoominnet.config import PROFILES, TrainConfig
+from zoominnet.config import BEST, PROFILES, TrainConfig
 from zoominnet.reproduction.items.table3 import (
     FA_CSKD_ROW,
     FA_ROW,
+    LA_CSKD_ROW,
+    SNET_CSKD_ROW,
     TEACHER,
     TNET_ROW,
     distilled,
@@ -33,6 +35,26 @@ def with_(label: str, name: str, **options: object) -> Row:
 LONGER = Training("fa-longer", {"student": "fa", "distill": False}, derived=_twice_as_long)
 FINE_TUNED = Training("fa-from-teacher", {"student": "fa", "distill": False, "init_from_teacher": True}, TEACHER)
 LONGER_CSKD = Training("fa-cskd-longer", {"student": "fa"}, TEACHER, _twice_as_long)
+
+
+def best_and_its_control(student: str, label: str, cskd: Row) -> tuple[Row, Row]:
+    """The profile `best`, and the same without distillation, which shows what of it is distillation."""
+    control = Row(
+        f"{label} from the teacher's weights, twice as long, not distilled",
+        Training(
+            f"{student}-from-teacher-longer",
+            {"student": student, "distill": False, "init_from_teacher": True},
+            TEACHER,
+            _twice_as_long,
+        ),
+        against=cskd,
+    )
+    return Row(
+        f"{label}, best",
+        Training(f"{student}-best", {"student": student, **BEST}, TEACHER, _twice_as_long),
+        against=cskd,
+    ), control
+
 
 BEYOND = Item(
     "Beyond the paper",
@@ -61,5 +83,8 @@ BEYOND = Item(
         ),
         Row("TNet fused of both sizes", TEACHER_FUSED, against=TNET_ROW),
         Row("SNet + FA + CSKD, fused teacher", distilled("fa", "fused").taught_by(TEACHER_FUSED), against=FA_CSKD_ROW),
+        *best_and_its_control("fa", "SNet + FA", FA_CSKD_ROW),
+        *best_and_its_control("la", "SNet + LA", LA_CSKD_ROW),
+        *best_and_its_control("snet", "SNet", SNET_CSKD_ROW),
     ),
 )

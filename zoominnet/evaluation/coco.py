@@ -53,6 +53,62 @@ class CocoResult(Result):
         return {**super().as_dict(), "max_dets": self.max_dets, "regions": self.regions}
 
 
+@dataclass(frozen=True, eq=False)
+class CocoCurves:
+    """What COCOeval computes before any mean is taken. NaN where a class has no boxes of a size.
+
+    Sizes: C classes; S the sizes of boxes, all, small, medium and large; M the numbers of detections counted.
+
+    Attributes:
+        class_names: of the labels 0, 1, ...
+        images: evaluated.
+        boxes: int64[C], ground-truth boxes evaluated.
+        precision: float64[10, 101, C, S], the highest precision at recalls of at least 0, 0.01, ..., 1, at each IoU threshold.
+        recall: float64[10, C, S, M], at each IoU threshold.
+        counts: of detections, of the last axis of `recall`.
+        regions: what regions ignored for every class were taken for.
+    """
+
+    class_names: tuple[str, ...]
+    images: int
+    boxes: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    counts: tuple[int, ...]
+    regions: str
+
+    def ap(self, size: int = _ALL, label: int | slice = slice(None), threshold: int | slice = slice(None)) -> float:
+        """The mean precision over IoU thresholds, recalls and classes, those without boxes left out."""
+        return mean_defined(self.precision[threshold, :, label, size])
+
+    def ar(self, size: int = _ALL, count: int = -1) -> float:
+        """The mean recall over IoU thresholds and classes, those without boxes left out."""
+        return mean_defined(self.recall[:, :, size, count])
+
+    def result(self) -> CocoResult:
+        """The scores under their names."""
+        return CocoResult(
+            images=self.images,
+            boxes=int(self.boxes.sum()),
+            ap=self.ap(),
+            ap50=self.ap(threshold=0),
+            ap75=self.ap(threshold=5),
+            ar={count: self.ar(count=index) for index, count in enumerate(self.counts)},
+            classes=tuple(
+                ClassScore(name, int(self.boxes[label]), self.ap(label=label), self.ap(label=label, threshold=0))
+                for label, name in enumerate(self.class_names)
+            ),
+            ap_small=self.ap(_SMALL),
+            ap_medium=self.ap(_MEDIUM),
+            ap_large=self.ap(_LARGE),
+            ar_small=self.ar(_SMALL),
+            ar_medium=self.ar(_MEDIUM),
+            ar_large=self.ar(_LARGE),
+            max_dets=self.counts[-1],
+            regions=self.regions,
+        )
+
+
 def evaluate_coco(
     records: Sequence[ImageRecord],
     detections: Sequence[Detections],
@@ -61,7 +117,19 @@ def evaluate_coco(
     max_dets: int = 100,
     regions: Literal["background", "ignore"] = "background",
 ) -> CocoResult:
-    """Average precision (101 recall points) and recall as COCO defines them.
+    """Average precision (101 recall points) and recall as COCO defines them: :func:`coco_curves` as means."""
+    return coco_curves(records, detections, class_names, max_dets=max_dets, regions=regions).result()
+
+
+def coco_curves(
+    records: Sequence[ImageRecord],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    *,
+    max_dets: int = 100,
+    regions: Literal["background", "ignore"] = "background",
+) -> CocoCurves:
+    """Precision over recall (101 recall points) and recall as COCO defines them.
 
     Each image's `max_dets` best detections over all its classes are evaluated, as mmdetection's `max_per_img` keeps
     them. COCOeval then counts the best 1, 10 and `max_dets` of them *per class* for the recalls. Areas are
@@ -108,42 +176,10 @@ def evaluate_coco(
         evaluation.params.maxDets = [*(count for count in (1, 10) if count < max_dets), max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
-    counts = evaluation.params.maxDets
-    # COCOeval marks what has no ground truth by -1. [threshold, recall point, class, area, count] and without points.
-    precision = np.where(evaluation.eval["precision"] < 0, np.nan, evaluation.eval["precision"])
-    recall = np.where(evaluation.eval["recall"] < 0, np.nan, evaluation.eval["recall"])
-
-    def ap(area: int) -> float:
-        return mean_defined(precision[:, :, :, area, -1])
-
-    def ar(area: int, count: int = -1) -> float:
-        return mean_defined(recall[:, :, area, count])
-
-    return CocoResult(
-        images=len(records),
-        boxes=int(boxes.sum()),
-        ap=ap(_ALL),
-        ap50=mean_defined(precision[0, :, :, _ALL, -1]),
-        ap75=mean_defined(precision[5, :, :, _ALL, -1]),
-        ar={count: ar(_ALL, index) for index, count in enumerate(counts)},
-        classes=tuple(
-            ClassScore(
-                name,
-                int(boxes[label]),
-                mean_defined(precision[:, :, label, _ALL, -1]),
-                mean_defined(precision[0, :, label, _ALL, -1]),
-            )
-            for label, name in enumerate(class_names)
-        ),
-        ap_small=ap(_SMALL),
-        ap_medium=ap(_MEDIUM),
-        ap_large=ap(_LARGE),
-        ar_small=ar(_SMALL),
-        ar_medium=ar(_MEDIUM),
-        ar_large=ar(_LARGE),
-        max_dets=max_dets,
-        regions=regions,
-    )
+    # COCOeval marks what has no ground truth by -1. The last axis of its precisions is the number of detections.
+    precision, recall = (np.where(x < 0, np.nan, x) for x in (evaluation.eval["precision"], evaluation.eval["recall"]))
+    counts = tuple(evaluation.params.maxDets)
+    return CocoCurves(tuple(class_names), len(records), boxes, precision[..., -1], recall, counts, regions)
 
 
 def _annotations(image_id: int, boxes: np.ndarray, labels: np.ndarray, iscrowd: int) -> list[dict[str, object]]:

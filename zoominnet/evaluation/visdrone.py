@@ -75,11 +75,15 @@ def evaluate_visdrone(
     kept_detections = []
     kept_hits = []
     for record, found in zip(records, detections, strict=True):
-        counted = ~_ignored(record.boxes, record.labels, record)
+        counted = ~in_ignored_regions(record.boxes, record.labels, record)
         truth, truth_labels = record.boxes[counted], record.labels[counted]
         annotated += len(record.boxes)
         boxes += np.bincount(truth_labels, minlength=C)
-        found = found.select(~_ignored(found.boxes, found.labels, record)).best_first().select(slice(MAX_DETS[-1]))
+        found = (
+            found.select(~in_ignored_regions(found.boxes, found.labels, record))
+            .best_first()
+            .select(slice(MAX_DETS[-1]))
+        )
         hits = np.zeros((len(found), len(THRESHOLDS)), dtype=bool)
         for label in np.intersect1d(truth_labels, found.labels):
             hits[found.labels == label] = match(found.boxes[found.labels == label], truth[truth_labels == label])
@@ -176,8 +180,14 @@ def covered_area(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
     return ((heights @ union) * widths).sum(axis=1)
 
 
-def _ignored(boxes: np.ndarray, labels: np.ndarray, record: ImageRecord) -> np.ndarray:
-    """bool[N]: at least half the box lies in the record's ignored regions for its class (rule 1)."""
+def in_ignored_regions(boxes: np.ndarray, labels: np.ndarray, record: ImageRecord) -> np.ndarray:
+    """bool[N]: at least half the box lies in the record's ignored regions for its class (rule 1).
+
+    Args:
+        boxes: float[N, 4], (x1, y1, x2, y2) px.
+        labels: int[N].
+        record: whose regions.
+    """
     ignored = np.zeros(len(boxes), dtype=bool)
     for label in np.unique(labels):
         regions = record.ignored[(record.ignored_labels == ANY_CLASS) | (record.ignored_labels == label)]

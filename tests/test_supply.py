@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from zoominnet.prediction.extras import EXTRA_OF
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 BASE = {canonicalize_name(r.name): r for r in map(Requirement, PYPROJECT["project"]["dependencies"])}
@@ -34,7 +36,7 @@ USES = {
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "tensorboard": "torch.utils.tensorboard"}
 OPTIONAL = {"triton"}
 """Used where it is there: torch's own dependency on Linux with CUDA."""
-EXTRAS = {"timm": {"timm"}, "predict": {"supervision", "av"}}
+EXTRAS = {"timm": {"timm"}, "predict": {"supervision", "av"}, "report": {"matplotlib"}}
 """What `pip install zoominnet[EXTRA]` adds, for what only some need; imported by name where it is asked for."""
 
 
@@ -127,7 +129,11 @@ def test_each_base_requirement_has_a_lower_bound_only(name: str) -> None:
     assert not BASE[name].extras
 
 
-def test_the_extra_predict_holds_what_asks_for_it() -> None:
-    extra = {r.name for r in map(Requirement, PYPROJECT["project"]["optional-dependencies"]["predict"])}
-    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "zoominnet" / "prediction").glob("*.py"))
-    assert set(re.findall(r'extra\("([\w.]+)"', "".join(sources))) == extra
+def test_each_extra_holds_what_asks_for_it() -> None:
+    """What is imported by `extra` is what `EXTRA_OF` puts into extras, and pyproject.toml with it; timm has its own door."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    holds = {Requirement(each).name: extra for extra, asked in extras.items() for each in asked if extra != "timm"}
+    assert holds == EXTRA_OF
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "zoominnet").rglob("*.py"))
+    asked = re.findall(r'\bextra\(\s*"([\w.]+)"', "".join(sources))
+    assert {module.partition(".")[0] for module in asked} == set(EXTRA_OF)

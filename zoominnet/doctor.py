@@ -17,13 +17,14 @@ from zoominnet.kernels import available_backends
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tyro", "rich", "pycocotools", "fvcore",
-    "tensorboard", "timm", "supervision", "av",
+    "tensorboard", "timm", "supervision", "av", "matplotlib",
 )  # fmt: skip
 OPTIONAL = {
     "triton": "comes with torch's CUDA builds for Linux; needed for the triton backend only",
     "timm": "pip install zoominnet[timm]; needed for --backbone timm:NAME only",
     "supervision": "pip install zoominnet[predict]; needed to draw what predict finds",
     "av": "pip install zoominnet[predict]; needed for videos",
+    "matplotlib": "pip install zoominnet[report]; needed for reports and for the pictures of tables",
 }
 
 

@@ -14,8 +14,10 @@ from zoominnet.config import TrainConfig
 from zoominnet.data import ImageRecord, ResizeGeometry, Split, SyntheticScenes
 from zoominnet.data.images import decode_image
 from zoominnet.data.transforms import resize_image
+from zoominnet.distill.masks import MASKS
+from zoominnet.distill.options import DistillOptions
 from zoominnet.engine.checkpoint import load_model
-from zoominnet.kernels import AnchorGrid, akdp_mask
+from zoominnet.kernels import AnchorGrid
 from zoominnet.models import ARCHITECTURES
 from zoominnet.models.anchors import Anchors
 from zoominnet.prediction.detector import Detector
@@ -134,26 +136,50 @@ def drawn(result: Result, picture: Tensor) -> Image.Image:
 
 def key_positions(record: ImageRecord, picture: Tensor, level: AnchorGrid, image_size: int) -> Image.Image:
     """The AKDP mask of a level of a student's anchors, whose input has the side `image_size` px, lit up on the picture."""
-    scale = torch.tensor([image_size / record.width, image_size / record.height]).repeat(2)
-    mask = akdp_mask([level], [torch.from_numpy(record.boxes) * scale])[0][0].float()
+    (mask,) = masks_of(record, [level], ResizeGeometry.fit(record.width, record.height, image_size, "squash"))
     side = picture.shape[-1]
-    lit = torch.nn.functional.interpolate(mask[None, None], (side, side))[0, 0]
+    lit = torch.nn.functional.interpolate(mask[None, None].float(), (side, side))[0, 0]
     pixels = picture.float() * (0.35 + 0.65 * lit)
     return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
 
 
-@torch.no_grad()
+def masks_of(
+    record: ImageRecord, levels: Sequence[AnchorGrid], geometry: ResizeGeometry, options: DistillOptions | None = None
+) -> list[Tensor]:
+    """The key positions of an image: bool [H, W] a level.
+
+    Args:
+        record: the image's boxes.
+        levels: a student's anchors.
+        geometry: how the image becomes the student's input.
+        options: of the distillation; None: the paper's.
+    """
+    options = options or DistillOptions()
+    boxes = geometry.to_output(torch.from_numpy(record.boxes))
+    return [mask[0] for mask in MASKS[options.boxes](levels, [boxes], options, "auto")]
+
+
 def activation(detector: Detector, pixels: Tensor) -> Image.Image:
-    """The finest map of a model for an image, uint8 [3, height, width]: the mean of its channels' absolute values."""
+    """:func:`activation_map` in colours, from its smallest value, dark, to its largest, bright."""
+    return coloured(activation_map(detector, pixels)).resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST)
+
+
+def coloured(values: Tensor) -> Image.Image:
+    """A picture of a map [H, W] of 0..1, a pixel a cell."""
+    return ImageOps.colorize(Image.fromarray((255 * values).byte().numpy()), "#000010", "#fffbe0", mid="#d04020")
+
+
+@torch.no_grad()
+def activation_map(detector: Detector, pixels: Tensor) -> Tensor:
+    """The finest map of a model for an image, uint8 [3, height, width]: the mean of its channels' absolute values, [H, W],
+    brought from its own smallest and largest to 0..1."""
     size = detector.image_size
     geometry = ResizeGeometry.fit(pixels.shape[-1], pixels.shape[-2], size, detector.info.resize)
     model = detector.model
     image = resize_image(pixels, geometry)[None].to(model.mean.device).float() / 255
     values = model.features(image)[0][0].float().abs().mean(dim=0).cpu()
     values -= values.min()
-    grey = (255 * values / values.max().clamp(min=1e-12)).byte().numpy()
-    coloured = ImageOps.colorize(Image.fromarray(grey), "#000010", "#fffbe0", mid="#d04020")
-    return coloured.resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST)
+    return values / values.max().clamp(min=1e-12)
 
 
 def grid(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], class_names: Sequence[str] = ()) -> Image.Image:

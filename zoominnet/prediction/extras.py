@@ -1,4 +1,4 @@
-"""What `pip install zoominnet[predict]` brings: imported where it is used, and named with the command where it is not."""
+"""What the extras bring (`pip install zoominnet[EXTRA]`): imported where it is used; where it is not, the command is named."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from types import ModuleType
 
 from zoominnet.errors import UserError
 
-INSTALL = "pip install 'zoominnet[predict]'"
+EXTRA_OF = {"supervision": "predict", "av": "predict", "matplotlib": "report"}
+"""The extra that holds a package."""
 
 
 class MissingExtraError(UserError):
     """A package that is not part of the base install."""
 
 
-def extra(package: str, purpose: str) -> ModuleType:
-    """Imports a package of the extra `predict`.
+def extra(module: str, purpose: str) -> ModuleType:
+    """Imports a module of a package that an extra brings.
 
     Args:
-        package: its name.
+        module: its name; its package is in `EXTRA_OF`.
         purpose: what needs it, for the message: "drawing".
 
     Raises:
         MissingExtraError: it is not installed, or does not load; one line with the command.
     """
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or package
-        raise MissingExtraError(f"{purpose} needs the package {missing}, which is not installed: {INSTALL}") from error
+        raise MissingExtraError(
+            f"{purpose} needs the package {missing}, which is not installed: pip install 'zoominnet[{EXTRA_OF[package]}]'"
+        ) from error
     except (ImportError, OSError) as error:  # a library of the system that it needs
         reason = str(error).partition("\n")[0]
         raise MissingExtraError(

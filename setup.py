@@ -188,7 +188,11 @@ setup(
     version=version(),
     packages=packages,
     package_dir={"zoominnet.kernels": "kernels"},
-    package_data={"zoominnet": ["py.typed"], "zoominnet.models.shipped": ["models.json", "*.safetensors"]},
+    package_data={
+        "zoominnet": ["py.typed"],
+        "zoominnet.models.shipped": ["models.json", "*.safetensors"],
+        "zoominnet.reporting": ["page.html", "page.css", "page.js"],
+    },
     cmdclass=commands,
     **arguments,
 )

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     name: number
     for number, name in enumerate(
-        ("kernels", "models", "distill", "config", "engine", "prediction", "commands", "reproduction", "reproduce")
+        (
+            *("kernels", "models", "distill", "config", "engine", "prediction", "reporting", "commands"),
+            *("reproduction", "reproduce"),
+        )
     )
 }
 """Imports go from a greater number to a smaller one."""
@@ -27,7 +30,7 @@ def sources() -> list[Path]:
     return [path for folder in ("zoominnet", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-DOORS = {"backbones", "necks", "heads", "losses", "watchers", "items"}
+DOORS = {"backbones", "necks", "heads", "losses", "watchers", "items", "sections"}
 """Folders whose `__init__` says what is in them."""
 
 
@@ -60,7 +63,9 @@ def layer_of(module: str) -> str:
     if len(parts) < 2:
         return ""
     return (
-        "commands" if parts[1] in {"train", "evaluate", "predict", "demo", "load", "doctor", "__main__"} else parts[1]
+        "commands"
+        if parts[1] in {"train", "evaluate", "predict", "report", "demo", "load", "doctor", "__main__"}
+        else parts[1]
     )
 
 
@@ -82,7 +87,7 @@ def test_imports_go_one_way(path: Path) -> None:
         if own in LAYERS and layer in LAYERS:
             assert LAYERS[layer] <= LAYERS[own], f"{module} imports {name}"
         if own in FREE:
-            assert layer not in {"models", "distill", "config", "engine", "prediction", "commands"}, (
+            assert layer not in {"models", "distill", "config", "engine", "prediction", "reporting", "commands"}, (
                 f"{module} imports {name}"
             )
         if own == "kernels":

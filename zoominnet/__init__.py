@@ -7,11 +7,12 @@
     model = zoominnet.load("runs/fa")
     model.predict("street.jpg").plot("out.jpg")
     zoominnet.predict(zoominnet.PredictConfig("runs/fa", ["photos"]))  # folders and videos, to files
+    zoominnet.report(zoominnet.ReportConfig(["runs/fa", "runs/snet"]))  # a page on what runs did
     model = zoominnet.build_model("fa", "resnet18", num_classes=3, image_size=256)
 
 The names above are imported when they are first asked for: importing this package loads no torch, compiles nothing and
 touches no GPU. The kernels live in :mod:`zoominnet.kernels`. ``python -m zoominnet.train``, ``.evaluate``, ``.predict``,
-``.data``, ``.models``, ``.demo`` and ``.doctor`` are the commands.
+``.report``, ``.data``, ``.models``, ``.demo`` and ``.doctor`` are the commands.
 """
 
 import importlib
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from zoominnet.load import load
     from zoominnet.models import build_model
     from zoominnet.predict import PredictConfig, predict
+    from zoominnet.report import ReportConfig, report
     from zoominnet.train import train
 
 __version__ = "0.1.0"
@@ -32,23 +34,27 @@ __version__ = "0.1.0"
 __all__ = [
     "EvaluateConfig",
     "PredictConfig",
+    "ReportConfig",
     "TrainConfig",
     "__version__",
     "build_model",
     "evaluate",
     "load",
     "predict",
+    "report",
     "train",
 ]
 
 _HOMES = {
     "EvaluateConfig": "zoominnet.evaluate",
     "PredictConfig": "zoominnet.predict",
+    "ReportConfig": "zoominnet.report",
     "TrainConfig": "zoominnet.config",
     "build_model": "zoominnet.models",
     "evaluate": "zoominnet.evaluate",
     "load": "zoominnet.load",
     "predict": "zoominnet.predict",
+    "report": "zoominnet.report",
     "train": "zoominnet.train",
 }
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from zoominnet.config import TrainConfig
+from zoominnet.config import TrainConfig, words_of
 from zoominnet.data import SyntheticScenes
 from zoominnet.engine.optim import Schedule
 from zoominnet.reproduce import ReproduceConfig, draw, reproduce, selected, with_options
@@ -22,7 +22,7 @@ from zoominnet.reproduction.figures import colours_of, mean_curve
 from zoominnet.reproduction.items import ITEMS
 from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, SNET_ROW, TABLE_3, TNET_ROW
 from zoominnet.reproduction.plan import Item, Row, Training
-from zoominnet.reproduction.runs import ReproductionError, Run, runs_of, words_of
+from zoominnet.reproduction.runs import ReproductionError, Run, runs_of
 from zoominnet.reproduction.scales import SCALES
 from zoominnet.reproduction.tables import differences, markdown, results_of
 from zoominnet.train import parse

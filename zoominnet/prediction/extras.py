@@ -1,4 +1,4 @@
-"""What the extras bring (`pip install zoominnet[EXTRA]`): imported where it is used; where it is not, the command is named."""
+"""What extras bring (`pip install zoominnet[EXTRA]`), imported where it is used, and the command where it is absent."""
 
 from __future__ import annotations
 

@@ -15,14 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from zoominnet.config import NO_STUDENT, PROFILES, TrainConfig
+from zoominnet.config import NO_STUDENT, TrainConfig, words_of
 from zoominnet.engine.checkpoint import newest_checkpoint
 from zoominnet.engine.folder import CONFIG_FILE, RESULT_FILE, write_json
 from zoominnet.errors import UserError
 from zoominnet.evaluate import EvaluateConfig, evaluate
 from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.reproduction.plan import Options, Row, Training
-from zoominnet.rules import option
 from zoominnet.train import read_config
 
 ATTEMPTS_FILE = "attempts.json"
@@ -197,27 +196,6 @@ def runs_of(
         config.check()
         runs[training.name, seed] = Run(training, seed, config, teacher)
     return list(runs.values())
-
-
-def words_of(config: TrainConfig) -> list[str]:
-    """The command line of ``python -m zoominnet.train`` that asks for a configuration."""
-    default = PROFILES[config.profile]
-    words = [] if config.profile == "paper" else ["--profile", config.profile]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("profile", "resume") or value == getattr(default, field.name):
-            continue
-        name = option(field.name)
-        if isinstance(value, bool):
-            words.append(name if value else name.replace("--", "--no-", 1))
-        else:
-            words += [name, *map(str, flat(value))]
-    return words
-
-
-def flat(value: Any) -> list[Any]:
-    """The values in a tuple of values and tuples."""
-    return [each for part in value for each in flat(part)] if isinstance(value, tuple) else [value]
 
 
 def shell_line(run: Run) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from zoominnet.config import MAY_CHANGE, PROFILES, TrainConfig
+from zoominnet.config import MAY_CHANGE, PROFILES, TrainConfig, flat
 from zoominnet.reproduction.plan import Item, Row
-from zoominnet.reproduction.runs import Run, flat
+from zoominnet.reproduction.runs import Run
 from zoominnet.rules import beside_fields, option
 
 NO_MATTER_OF_PROTOCOL = (

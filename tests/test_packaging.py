@@ -119,6 +119,7 @@ def test_wheel_contents(python: Path, checkout: Path, tmp_path: Path) -> None:
         "zoominnet/kernels/akdp_mask/reference.py",
         "zoominnet/models/shipped/models.json",
         "zoominnet/models/shipped/demo-fa.safetensors",
+        *(f"zoominnet/reporting/page.{kind}" for kind in ("html", "css", "js")),
     ):
         assert expected in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

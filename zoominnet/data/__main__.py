@@ -1,4 +1,4 @@
-"""``python -m zoominnet.data``: what of a data set would be used, and its conversion to COCO, YOLO or VisDrone."""
+"""``python -m zoominnet.data``: what of a data set would be used, how it looks, its conversion to COCO, YOLO or VisDrone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from zoominnet.command import run_command
 from zoominnet.data.records import DataError, Split, SplitSource
 from zoominnet.data.splits import DataFormat, find_splits, match_split, open_split
 from zoominnet.data.statistics import left_out, summarize
+from zoominnet.data.view import choose, contact_sheets, named
 from zoominnet.data.write import ImageFiles, refuse_existing, write_coco, write_visdrone, write_yolo
 
 _IMAGE_SIZES_LISTED = 6
 _PLACES_LISTED = 5
+_MAX_TILE_PX, _MAX_SHEET_PX = 4096, 20_000
 _LEFT_OUT_WORDS = {
     "images": "images",
     "doubtful_images": "of them for a label that could not be understood",
@@ -68,6 +70,30 @@ class Check(_Source):
 
 
 @dataclass(frozen=True)
+class View(_Source):
+    """Draw images with their boxes and ignored regions on contact sheets, doubtful labels marked."""
+
+    out: Path = Path("sheet.jpg")
+    """The file to write (.jpg or .png). Of several sheets or splits each has its number or name behind this one's."""
+    count: int = 24
+    """Images of each split to show, chosen at random by --seed."""
+    only: tuple[str, ...] = ()
+    """Show the images of these names instead."""
+    seed: int = 0
+    """Of the choice."""
+    per_sheet: int = 24
+    """Images of a sheet."""
+    columns: int = 4
+    """Images side by side."""
+    tile: int = 480
+    """The longer side of an image on the sheet, px; smaller images are not enlarged."""
+    overwrite: bool = False
+    """Replace files that are there."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class Convert(_Source):
     """Write what can be used of a data set in another format."""
 
@@ -89,13 +115,15 @@ class Convert(_Source):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``check`` or ``convert``.
+    """Runs ``check``, ``view`` or ``convert``.
 
     Returns:
         The exit status: 0, 1 for dropped data under ``check --strict``, 2 for data that cannot be used.
     """
-    options: Check | Convert = tyro.cli(
-        Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Convert, tyro.conf.subcommand("convert")],
+    options: Check | View | Convert = tyro.cli(
+        Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[View, tyro.conf.subcommand("view")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")],
         args=argv,
         prog="python -m zoominnet.data",
         description=__doc__,
@@ -105,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         nonlocal status
-        status = check(options) if isinstance(options, Check) else convert(options)
+        if isinstance(options, Check):
+            status = check(options)
+        else:
+            status = view(options) if isinstance(options, View) else convert(options)
 
     return run_command("zoominnet.data", job, debug=options.debug) or status
 
@@ -125,6 +156,52 @@ def check(options: Check) -> int:
     if options.json:
         print(json.dumps({"path": str(options.path), "splits": summaries}, indent=2))
     return 1 if options.strict and dropped else 0
+
+
+def view(options: View) -> int:
+    """Writes contact sheets, prints what was left out, and returns the exit status."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    out = options.out
+    for name in ("count", "per_sheet", "columns"):
+        if getattr(options, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')}: {getattr(options, name)} is not at least 1")
+    if not 32 <= options.tile <= _MAX_TILE_PX:
+        raise DataError(f"--tile: {options.tile} is not in 32..{_MAX_TILE_PX}")
+    rows = -(-options.per_sheet // options.columns)
+    if options.tile * max(rows, options.columns) > _MAX_SHEET_PX:
+        raise DataError(
+            f"--columns {options.columns}, --per-sheet {options.per_sheet}, --tile {options.tile}: a sheet would be "
+            f"{options.tile * options.columns} x {options.tile * rows} px, over {_MAX_SHEET_PX}; lower one of them"
+        )
+    if out.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise DataError(f"--out {out}: sheets are written as .jpg or .png; name the file so")
+    if not out.parent.is_dir():
+        raise DataError(f"--out {out}: there is no folder {out.parent}; make it, or name another file")
+    sources = _sources(options)
+    for source in sources:
+        split = _open(options, source)
+        _print_report(split, console)
+        shown = (
+            named(split.records, options.only) if options.only else choose(split.records, options.count, options.seed)
+        )
+        sheets = -(-len(shown) // options.per_sheet)
+        files = [
+            out.with_stem("-".join([out.stem, *[split.name] * (len(sources) > 1), *[str(i + 1)] * (sheets > 1)]))
+            for i in range(sheets)
+        ]
+        for file in files:
+            if file.exists() and not options.overwrite:
+                raise DataError(f"--out {file}: exists already; name another file, or pass --overwrite")
+        drawn = contact_sheets(split, shown, per_sheet=options.per_sheet, columns=options.columns, tile=options.tile)
+        for file, sheet in zip(files, drawn, strict=True):
+            sheet.picture.save(file, quality=88)
+            for reason in sheet.unreadable:
+                console.print(f"left out: {reason}", style="yellow")
+            console.print(
+                f"{file}: {sheet.images} of the {len(split.records)} images of {split.name}, {sheet.boxes} boxes, "
+                f"{sheet.twice} that lie on another one, {sheet.doubtful} labels that could not be understood"
+            )
+    return 0
 
 
 def convert(options: Convert) -> int:
@@ -171,15 +248,16 @@ def _sources(options: _Source) -> list[SplitSource]:
 def _open(options: _Source, source: SplitSource) -> Split:
     if not 0 < options.max_megapixels < math.inf:
         raise DataError(f"--max-megapixels: {options.max_megapixels} is not positive and finite")
-    with Console(stderr=True).status(f"decoding the images of {source.name}"):
+    viewed = isinstance(options, View)  # only what is shown is decoded, and the doubtful is what is looked for
+    with Console(stderr=True).status(f"{'reading' if viewed else 'decoding'} the images of {source.name}"):
         return open_split(
             options.path,
             source.name,
-            check_images="decode",
+            check_images="header" if viewed else "decode",
             format=options.wanted_format,
             images=options.images,
             max_pixels=round(options.max_megapixels * 1e6),
-            keep_doubtful=options.keep_doubtful,
+            keep_doubtful=options.keep_doubtful or viewed,
             frame_step=options.frame_step,
         )
 

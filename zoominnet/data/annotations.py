@@ -19,6 +19,7 @@ from zoominnet.data.records import (
     ImageRecord,
     ReadOptions,
     SplitSource,
+    printable,
 )
 
 # Labels written with six decimals of the image's side are up to 0.0075 px off at 10,000 px: no clipping worth a note.
@@ -45,14 +46,14 @@ class BoxCollector:
         report: counts what is dropped or clipped.
 
     Attributes:
-        doubtful: whether a label was left out that may be that of an object.
+        doubts: verdict and place of each label that was left out and may be that of an object.
     """
 
     def __init__(self, width: int, height: int, report: DataReport) -> None:
         self.width = width
         self.height = height
         self.report = report
-        self.doubtful = False
+        self.doubts: list[str] = []
         self._objects: list[tuple[tuple[float, ...], int]] = []
         self._regions: list[tuple[tuple[float, ...], int]] = []
         self._seen: set[tuple[tuple[float, ...], int, bool]] = set()
@@ -63,7 +64,7 @@ class BoxCollector:
             self.report.drop("no object", verdict, place)
         else:
             self.report.drop("label", verdict, place)
-            self.doubtful = True
+            self.doubts.append(printable(f"{verdict}: {place}"))
 
     def add(self, x: float, y: float, width: float, height: float, label: int, place: str, *, ignored: bool) -> None:
         """Takes one box by its top left corner and sides (px), or drops it.
@@ -103,7 +104,16 @@ class BoxCollector:
         boxes, labels = _arrays(self._objects)
         ignored, ignored_labels = _arrays(self._regions)
         return ImageRecord(
-            path, image_id, self.width, self.height, boxes, labels, ignored, ignored_labels, as_stored=as_stored
+            path,
+            image_id,
+            self.width,
+            self.height,
+            boxes,
+            labels,
+            ignored,
+            ignored_labels,
+            as_stored=as_stored,
+            doubts=tuple(self.doubts),
         )
 
 
@@ -130,7 +140,7 @@ class RecordList:
         self, path: Path, image_id: int, header: ImageHeader, boxes: BoxCollector, *, as_stored: bool = False
     ) -> None:
         """Takes the image at `path` with its boxes, or leaves it out."""
-        if boxes.doubtful and not self.options.keep_doubtful:
+        if boxes.doubts and not self.options.keep_doubtful:
             self.report.drop("image", DOUBTFUL_IMAGE, str(path))
             return
         if as_stored:

@@ -85,6 +85,7 @@ class ImageRecord:
         ignored_labels: int64[R], the class a region holds for, or `ANY_CLASS`.
         as_stored: the annotations were made on the stored pixels, so that the image is not turned upright by its EXIF
             orientation: sizes and boxes are those of the stored image.
+        doubts: verdict and place of each label that could not be understood, and that the record lacks.
     """
 
     path: Path | None
@@ -96,6 +97,7 @@ class ImageRecord:
     ignored: np.ndarray = field(default_factory=_no_boxes)
     ignored_labels: np.ndarray = field(default_factory=_no_labels)
     as_stored: bool = False
+    doubts: tuple[str, ...] = ()
 
 
 Dropped = Literal["label", "no object", "image", "file"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoominnet.config import TrainConfig
 from zoominnet.data import ImageRecord, ResizeGeometry, Split, SyntheticScenes
-from zoominnet.data.images import decode_image
+from zoominnet.data.drawing import PALETTE, pixels_of
 from zoominnet.data.transforms import resize_image
 from zoominnet.distill.masks import MASKS
 from zoominnet.distill.options import DistillOptions
@@ -21,7 +21,6 @@ from zoominnet.kernels import AnchorGrid
 from zoominnet.models import ARCHITECTURES
 from zoominnet.models.anchors import Anchors
 from zoominnet.prediction.detector import Detector
-from zoominnet.prediction.drawing import PALETTE
 from zoominnet.prediction.result import Result
 
 TILE_PX = 384
@@ -107,14 +106,6 @@ def compare_on_split(
         "masks": grid(["image", *(f"key positions, {each} of {mask_of}" for each in named)], rows["masks"]),
         "activations": grid(["image", *sized], rows["activations"]),
     }
-
-
-def pixels_of(record: ImageRecord, split: Split) -> Tensor:
-    """The image of a record, uint8 [3, height, width]."""
-    if record.path is not None:
-        return decode_image(record.path, as_stored=record.as_stored, max_pixels=split.max_pixels)
-    assert split.render is not None
-    return split.render(record)
 
 
 def ground_truth(record: ImageRecord, class_names: tuple[str, ...]) -> Result:

@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from zoominnet.data.drawing import PALETTE
 from zoominnet.prediction.extras import extra
 
 if TYPE_CHECKING:
     from zoominnet.prediction.result import Result
 
 LabelMode = Literal["auto", "on", "off"]
-
-PALETTE = (
-    *("#00e5ff", "#ff4fd8", "#ffe600", "#ff3b30", "#39ff5a", "#ff9500", "#8f8bff", "#ffffff", "#b6ff00", "#ff9ebb"),
-    *("#00c9a7", "#d28bff", "#e0b07a", "#4da3ff", "#a8ffe0", "#ff7a59", "#d4d400", "#c0d6ff", "#7dd87d", "#ffc8f5"),
-)
-"""Colours of the labels 0, 1, ..., in turn: light ones, that stand out from ground, road and shadow, with dark text."""
 
 _TEXT = "#101014"
 _PX_A_LINE = 2400

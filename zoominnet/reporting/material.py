@@ -17,13 +17,13 @@ from torch import Tensor
 from zoominnet.command import open_data, open_parts
 from zoominnet.config import TrainConfig
 from zoominnet.data import DataError, ImageRecord, Split
+from zoominnet.data.drawing import pixels_of
 from zoominnet.engine.checkpoint import CheckpointError, find_model_file, load_model
 from zoominnet.engine.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE
 from zoominnet.engine.inference import predict_split
 from zoominnet.errors import UserError
 from zoominnet.evaluation import CocoCurves, Detections, ImageErrors, coco_curves, image_errors
 from zoominnet.prediction import Detector
-from zoominnet.prediction.comparison import pixels_of
 
 SCORE_THRESHOLD, DETECTIONS = 0.05, 100
 """Of the detections that are measured, as in `zoominnet.evaluate` under the COCO protocol."""

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from zoominnet.data import ResizeGeometry, ResizeMode
+from zoominnet.data.drawing import PALETTE
 from zoominnet.data.transforms import resize_image
 from zoominnet.evaluation.errors import CORRECT, DETECTION_OUTCOMES, FOUND, IGNORED, LEFT_OUT, MISSED
 from zoominnet.prediction.comparison import coloured
-from zoominnet.prediction.drawing import PALETTE
 from zoominnet.reporting.markup import escape, jpeg_url, png_url
 from zoominnet.reporting.material import Material, Measurement
 

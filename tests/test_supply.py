@@ -33,7 +33,7 @@ USES = {
 }
 """Every package of the base install that is asked for by name, and what needs it (CONTRIBUTING.md has this table)."""
 
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "tensorboard": "torch.utils.tensorboard"}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml"}
 OPTIONAL = {"triton"}
 """Used where it is there: torch's own dependency on Linux with CUDA."""
 EXTRAS = {"timm": {"timm"}, "predict": {"supervision", "av"}, "report": {"matplotlib"}}

@@ -10,16 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import torch
+from PIL import Image
 from rich.console import Console, NewLine
 from rich.control import Control
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 LOG_WIDTH = 120
@@ -86,6 +88,27 @@ class RunLog:
                             board.add_scalar(f"{kind}/{name}/{i}", v, step)
                 self._board = board
 
+    def write_pictures(self, kind: str, step: int, make: Callable[[], Mapping[str, Image.Image]]) -> None:
+        """Logs pictures by name to TensorBoard; where that is off, or cannot be written, they are not made.
+
+        As JPEG, which `SummaryWriter.add_image` does not write: as PNG those of a long run would be larger than its checkpoints.
+        """
+        if self._board is None:
+            return
+        pictures: Mapping[str, Image.Image] = {}
+        with self._survive("the pictures of validation images"):
+            pictures = make()
+        board, self._board = self._board, None
+        with self._survive("TensorBoard's files"):
+            for name, picture in pictures.items():
+                image = Summary.Image(
+                    height=picture.height, width=picture.width, colorspace=3, encoded_image_string=_jpeg(picture)
+                )
+                board._get_file_writer().add_summary(
+                    Summary(value=[Summary.Value(tag=f"{kind}/{name}", image=image)]), step
+                )
+            self._board = board
+
     def _append(self, line: str) -> None:
         """A whole line or nothing."""
         assert self._file is not None
@@ -115,6 +138,12 @@ class RunLog:
                 self._board.close()
 
 
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def _finite(value: Any) -> Any:
     """`value` with None in the place of NaN and Inf, which JSON has no words for."""
     if isinstance(value, float):
@@ -131,6 +160,9 @@ class NoLog(RunLog):
         pass
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def write_pictures(self, kind: str, step: int, make: Callable[[], Mapping[str, Image.Image]]) -> None:
         pass
 
     def tell(self) -> int:

@@ -53,6 +53,7 @@ from zoominnet.engine.folder import (
 )
 from zoominnet.engine.inference import cost_of, predict_split, undecodable_warning
 from zoominnet.engine.log import logged
+from zoominnet.engine.pictures import validation_pictures
 from zoominnet.engine.precision import AUTOCAST_DTYPES, choose_amp
 from zoominnet.engine.trainer import Phase, Validation
 from zoominnet.evaluation import evaluate_coco
@@ -288,7 +289,7 @@ class Run:
         if undecodable:
             self.warn(undecodable_warning(undecodable, len(val.records)))
         result = evaluate_coco(val.records, found, val.class_names)
-        return Validation(result.ap, result.as_dict())
+        return Validation(result.ap, result.as_dict(), lambda: validation_pictures(val, found))
 
     def _load(self, path: Path) -> tuple[RetinaNet, ModelInfo]:
         model, info = load_model(path)

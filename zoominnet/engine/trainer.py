@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
@@ -40,10 +41,12 @@ class Validation:
     """Attributes:
     ap: AP over IoU 0.5 to 0.95, 0..1 (nan without any ground truth).
     values: JSON-ready metrics for the log.
+    pictures: makes images with what was found in them, by name; called on the first rank alone.
     """
 
     ap: float
     values: dict[str, Any]
+    pictures: Callable[[], dict[str, Image.Image]] = dict
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,7 @@ class Phase:
             return
         epoch = (self.step - 1) // self.plan.steps_per_epoch
         log.write("val", self.step, {"epoch": epoch, **validation.values})
+        log.write_pictures("val", self.step, validation.pictures)
         self.console.print(
             f"{self.name} epoch {epoch + 1}/{self.epochs} AP {validation.ap:.4f} "
             f"AP50 {_number(validation.values.get('AP50'))} AP_S {_number(validation.values.get('AP_S'))}",

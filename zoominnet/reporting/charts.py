@@ -112,6 +112,8 @@ def line_chart(
         line.set_gid(f"run-{each.run}-" if each.run is not None else None)
         chart.note(each, [f"{x_label} {x:.6g}" for x in each.x])
     chart.axes.set_xlabel(x_label)
+    if all(float(x).is_integer() for each in series for x in each.x):
+        chart.axes.xaxis.get_major_locator().set_params(integer=True)
     if log:
         chart.logarithmic()
     chart.limit(x_limits, y_limits)
@@ -144,6 +146,8 @@ def bar_chart(title: str, categories: Sequence[str], series: Sequence[Series], *
     names = {"xticklabels" if upright else "yticklabels": categories}
     chart.axes.set(**ticks, **names)
     chart.axes.grid(visible=False, axis="x" if upright else "y")
+    if all(value >= 0 for each in series for value in np.nan_to_num(np.asarray(each.y, dtype=float))):
+        chart.limit(*((None, None), (0, None))[:: 1 if upright else -1])
     if not upright:
         chart.axes.invert_yaxis()
     return chart.svg()

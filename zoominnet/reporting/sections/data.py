@@ -24,9 +24,9 @@ def build(material: Material) -> str:
     more = f" and {len(sizes) - _SIZES_LISTED} other sizes" if len(sizes) > _SIZES_LISTED else ""
     percentiles = ", ".join(f"{side:.0f} ({name} %)" for name, side in summary["box_side_percentiles"].items())
     lines = [
-        f"Of {material.data}: {summary['images']} images ({summary['images_without_objects']} without objects), "
-        f"{summary['boxes']} boxes, {summary['ignored_regions']} ignored regions; {per_image['mean']:.1f} boxes an image on "
-        f"average, at most {per_image['max']}.",
+        f"{material.data[0].upper()}{material.data[1:]}: {summary['boxes']} boxes, {per_image['mean']:.1f} an image on average, at most "
+        f"{per_image['max']}; {summary['images_without_objects']} images without objects, {summary['ignored_regions']} ignored "
+        "regions.",
         f"Image sizes, px: {listed}{more}.",
     ]
     if percentiles:

@@ -282,7 +282,8 @@ def cost_with_latency(run: Run, repeats: int) -> dict[str, Any]:
 def facts_of(config: ReportConfig, material: Material, device: torch.device) -> list[tuple[str, str]]:
     """What the page's head says."""
     versions = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "torchvision", "numpy"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
     return [
         ("made by", shlex.join(["python", "-m", "zoominnet.report", *words_of_report(config)])),
         ("with", f"zoominnet {zoominnet.__version__}, python {platform.python_version()}, {versions}"),

@@ -22,10 +22,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import zoominnet
-from zoominnet.command import check_same_classes, choose_device, installed_version, make_console, run_with_options
+from zoominnet.command import (
+    check_same_classes,
+    choose_device,
+    installed_version,
+    left_out_of,
+    make_console,
+    run_with_options,
+    seed_of_data,
+)
 from zoominnet.config import MAX_WORKERS, TrainConfig
 from zoominnet.data import DataFormat, Split
-from zoominnet.engine.inference import cost_of
+from zoominnet.engine.inference import cost_of, undecodable_warning
 from zoominnet.errors import UserError
 from zoominnet.evaluation import measure_latency
 from zoominnet.prediction.extras import extra
@@ -205,6 +213,13 @@ def report(config: ReportConfig, *, console: Console | None = None) -> Path:
             )
             say(f"{run.label}: AP {material.measurements[-1].curves.ap():.4f} on {material.data}")
     material.facts += facts_of(config, material, device)
+    if left_out := left_out_of(whole):
+        reasons = ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
+        material.facts.append(("left out", f"images of the whole split: {reasons}"))
+    if undecodable := max(each.undecodable for each in material.measurements):
+        warning = undecodable_warning(undecodable, len(split.records))
+        say(warning, "yellow")
+        material.facts.append(("not seen", warning))
     with console.status("drawing", spinner="line") as status:
         page = make_page(
             config.title or f"Report: {', '.join(labels)}",
@@ -223,7 +238,9 @@ def data_of(config: ReportConfig, trained: TrainConfig) -> TrainConfig:
         if config.data_format != "auto" or config.image_root is not None:
             raise UserError("--data-format and --image-root: are of --data; give it, or leave them out")
         return trained
-    changed = dataclasses.replace(trained, val_fraction=None, val_split=config.split or trained.val_split)
+    changed = dataclasses.replace(
+        trained, val_fraction=None, val_images=None, val_split=config.split or trained.val_split
+    )
     if config.data is None:
         return changed
     return dataclasses.replace(
@@ -233,11 +250,12 @@ def data_of(config: ReportConfig, trained: TrainConfig) -> TrainConfig:
 
 def data_words(config: TrainConfig) -> str:
     """What a run was validated on, so that equal words mean equal images."""
+    first = "" if config.val_images is None else f", the first {config.val_images}"
     if config.data != "synthetic":
         part = "" if config.val_fraction is None else f" (a share of {config.val_fraction:g} of {config.train_split})"
-        return f"{config.data} {config.val_split}{part}"
-    seed = config.seed if config.data_seed is None else config.data_seed
-    return f"synthetic {config.val_split} (seed {seed}, zoom {config.synthetic_zoom:g}, {config.synthetic_classes})"
+        return f"{config.data} {config.val_split}{part}{first}"
+    drawn = f"seed {seed_of_data(config)}, zoom {config.synthetic_zoom:g}, {config.synthetic_classes}"
+    return f"synthetic {config.val_split} ({drawn}){first}"
 
 
 def words_for(config: TrainConfig, split: Split, of_images: int) -> str:

@@ -97,6 +97,12 @@ def test_results_are_those_of_predict(page: str) -> None:
         found = [model.predict(scenes.render(record), conf=0.05, max_det=100) for record in records]
         detections = [Detections(x.boxes.double().numpy(), x.scores.double().numpy(), x.labels.numpy()) for x in found]
         score = evaluate_coco(records, detections, scenes.class_names)
+        classes = [
+            each
+            for each in table_after(page, "<h2>AP by class and size</h2>")[1:]
+            if unescape(each[2]) == unescape(row[0])
+        ]
+        assert [float(each[3]) for each in classes] == pytest.approx([each.ap for each in score.classes], abs=0.004)
         shown = dict(zip(head, row, strict=True))
         assert float(shown["AP"]) == pytest.approx(score.ap, abs=0.002)  # boxes are cut off at the image's edges here
         assert float(shown["AP50"]) == pytest.approx(score.ap50, abs=0.002)
@@ -136,6 +142,28 @@ def test_curves_are_those_of_the_file(page: str) -> None:
     assert "AP of small objects" not in charts  # no value but null
     assert "gradient norm" not in charts
     assert "Without curves, for it has no metrics.jsonl beside it: demo-teacher, demo-snet." in section
+
+
+def test_the_area_under_the_curve_of_a_class_is_its_ap50(page: str) -> None:
+    section = page.partition('<section id="precision-recall">')[2].partition("</section>")[0]
+    rows = table_after(page, "<h2>AP by class and size</h2>")[1:]
+    for number, inside in enumerate(section.split("<details>")[1:]):
+        points = json.loads(unescape(re.search(r'aria-label="precision, all objects" data-points="(.*?)"', inside)[1]))
+        for run in range(len(RUNS)):
+            own = [point for point in points if point[0] == run]
+            assert len(own) == 101
+            assert own[50][3] == "recall 0.5"
+            area = sum(float(point[4]) for point in own) / 101
+            assert area == pytest.approx(float(rows[len(RUNS) * number + run][-1]), abs=0.001)
+
+
+def test_the_data_are_those_of_the_images(page: str) -> None:
+    _, records = looked_at()
+    labels = np.concatenate([record.labels for record in records])
+    rows = table_after(page, "<h2>Data</h2>")[1:]
+    assert [int(row[1]) for row in rows] == [*np.bincount(labels, minlength=4).tolist(), len(labels)]
+    for row in rows:
+        assert sum(map(int, row[3:])) == int(row[1])
 
 
 def pictures_in(page: str, kind: str) -> list[Image.Image]:

@@ -16,13 +16,13 @@ from rich.console import Console
 
 import zoominnet
 from zoominnet.config import TrainConfig
-from zoominnet.data import DataReport, ImageRecord, Split
+from zoominnet.data import DataReport, ImageRecord, Split, SyntheticScenes
 from zoominnet.data.write import write_coco
 from zoominnet.errors import UserError
 from zoominnet.evaluation import image_errors
 from zoominnet.evaluation.detections import Detections
-from zoominnet.report import data_words, find_teacher, main, words_of_report
-from zoominnet.reporting.material import Material, Run, evenly, labels_of, read_metrics, read_run
+from zoominnet.report import data_of, data_words, find_teacher, main, words_of_report
+from zoominnet.reporting.material import Material, Run, evenly, labels_of, open_validation, read_metrics, read_run
 
 FEW = {"images": 2, "shown": 2, "device": "cpu", "latency_repeats": 0}
 
@@ -150,6 +150,24 @@ def test_other_data_and_chosen_sections(tmp_path: Path) -> None:
     assert "photo0.png" not in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_images_that_cannot_be_decoded_are_told_of_and_not_shown(tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos", ("person", "cycle", "car", "truck or bus"))
+    broken = data / "photo0.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    out, text = tmp_path / "x.html", io.StringIO()
+    config = zoominnet.ReportConfig(
+        "demo-fa", data=str(data), split="val", out=out, sections=("images", "masks"), **FEW
+    )
+    zoominnet.report(dataclasses.replace(config, images=3), console=Console(file=text, width=200))
+    words = "1 of 3 images could not be decoded: their objects count as missed in the scores"
+    assert words in text.getvalue()
+    page = out.read_text(encoding="utf-8")
+    assert f"<dt>not seen</dt><dd>{words}</dd>" in page
+    assert "photo0.png" not in page
+    assert "photo1.png, boxes: 2" in page
+
+
 def test_data_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = photos(tmp_path / "photos", ("a", "b", "c"))
     line = refused(capsys, "demo-fa", "--data", data, "--out", tmp_path / "x.html")
@@ -195,7 +213,7 @@ def test_worst_and_best() -> None:
 
     def measurement(right: set[int]):
         errors = [image_errors(r, (found if i in right else nothing)[i]) for i, r in enumerate(records)]
-        return type("Measurement", (), {"errors": errors})()
+        return type("Measurement", (), {"errors": errors, "undecodable": 0})()
 
     split = Split("val", records, ("car",), (1,), DataReport())
     material = Material([], [measurement({1, 2, 3}), measurement({1, 3})], split, 5, "", 0.25, 3)  # type: ignore[arg-type]
@@ -209,6 +227,25 @@ def test_equal_words_mean_equal_images() -> None:
     assert data_words(one) == data_words(dataclasses.replace(one, seed=5, data_seed=1))
     assert data_words(one) != data_words(dataclasses.replace(one, seed=2))
     assert data_words(TrainConfig(data="x", val_fraction=0.2)) == "x val (a share of 0.2 of train)"
+    assert data_words(TrainConfig(data="x", val_images=5)) == "x val, the first 5"
+
+
+def test_the_images_are_those_that_the_run_was_validated_on(tmp_path: Path) -> None:
+    """The first ones alone, or the part that a run divided off, or another split or data set."""
+    run = TrainConfig(synthetic_images=(4, 6), val_images=3, data_seed=2, seed=7, synthetic_zoom=2.0)
+    split = open_validation(run, scene_size=64, console=Console(quiet=True))
+    scenes = SyntheticScenes(6, size=64, seed=2, split="val", zoom=2.0)
+    assert [record.boxes.tolist() for record in split.records] == [scenes[i].boxes.tolist() for i in range(3)]
+    data = photos(tmp_path / "photos", ("a", "b", "c"), count=10)
+    parts = TrainConfig(data=str(data), train_split="val", val_fraction=0.3)
+    split = open_validation(parts, scene_size=64, console=Console(quiet=True))
+    assert len(split.records) == 3
+    chosen = data_of(
+        zoominnet.ReportConfig("x", data=str(data), split="val"), dataclasses.replace(run, val_fraction=0.5)
+    )
+    assert (chosen.val_images, chosen.val_fraction, chosen.val_split, chosen.data) == (None, None, "val", str(data))
+    assert data_of(zoominnet.ReportConfig("x"), run) is run
+    assert data_of(zoominnet.ReportConfig("x", split="test"), run).val_split == "test"
 
 
 def test_the_teacher_of_the_feature_maps(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoominnet.command import open_data, open_parts
 from zoominnet.config import TrainConfig
-from zoominnet.data import DataError, ImageRecord, Split
+from zoominnet.data import DataError, ImageError, ImageRecord, Split
 from zoominnet.data.drawing import pixels_of
 from zoominnet.engine.checkpoint import CheckpointError, find_model_file, load_model
 from zoominnet.engine.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE
@@ -184,12 +184,14 @@ def open_validation(config: TrainConfig, *, scene_size: int, console: Console) -
     """
     try:
         if config.val_fraction is not None:
-            return open_parts(config, config.train_split, config.val_fraction, console=console)[1]
-        return open_data(
-            config, config.val_split, scenes=config.synthetic_images[1], scene_size=scene_size, console=console
-        )
+            split = open_parts(config, config.train_split, config.val_fraction, console=console)[1]
+        else:
+            split = open_data(
+                config, config.val_split, scenes=config.synthetic_images[1], scene_size=scene_size, console=console
+            )
     except DataError as error:
         raise DataError(f"{error}; --data and --split name the data to look at", details=error.details) from error
+    return split if config.val_images is None else split.first(config.val_images)
 
 
 def evenly(count: int, most: int | None) -> list[int]:
@@ -209,6 +211,7 @@ class Measurement:
         cost: as :func:`zoominnet.engine.inference.cost_of` gives it; and "latency", where it was measured.
         certain: the detections over the report's score threshold.
         errors: of those, by image.
+        undecodable: number of images that could not be decoded, in which nothing is found.
     """
 
     detections: list[Detections]
@@ -216,6 +219,7 @@ class Measurement:
     cost: dict[str, Any]
     certain: list[Detections]
     errors: list[ImageErrors]
+    undecodable: int = 0
 
 
 def measure(
@@ -231,7 +235,9 @@ def measure(
         progress: called with the number of images done.
         **options: batch_size, workers of :func:`zoominnet.engine.inference.predict_split`.
     """
-    found, _ = predict_split(run.detector.model, split, resize=run.detector.resize, progress=progress, **options)
+    found, undecodable = predict_split(
+        run.detector.model, split, resize=run.detector.resize, progress=progress, **options
+    )
     certain = [each.select(each.scores > conf) for each in found]
     return Measurement(
         found,
@@ -239,6 +245,7 @@ def measure(
         cost,
         certain,
         [image_errors(record, each) for record, each in zip(split.records, certain, strict=True)],
+        undecodable,
     )
 
 
@@ -290,6 +297,19 @@ class Material:
         return pixels_of(self.records[index], self.split)
 
     @cached_property
+    def showable(self) -> list[int]:
+        """The images that can be decoded."""
+        found = []
+        for index in range(len(self.records)):
+            if any(each.undecodable for each in self.measurements):  # else there is no need to decode them all
+                try:
+                    self.pixels(index)
+                except ImageError:
+                    continue
+            found.append(index)
+        return found
+
+    @cached_property
     def ranked(self) -> list[int]:
         """The images with objects by the models' mean F1 over the score threshold, the worst first; of equal ones those with
         more objects first."""
@@ -298,7 +318,7 @@ class Material:
             scores = [each.errors[index].f1 for each in self.measurements]
             return sum(scores) / len(scores), -len(self.records[index].boxes)
 
-        return sorted((i for i, record in enumerate(self.records) if len(record.boxes)), key=key)
+        return sorted((i for i in self.showable if len(self.records[i].boxes)), key=key)
 
     @cached_property
     def worst_and_best(self) -> tuple[list[int], list[int]]:
@@ -310,4 +330,4 @@ class Material:
     @cached_property
     def crowded(self) -> list[int]:
         """The images for masks and maps: the two with the most objects of those that were looked at."""
-        return sorted(range(len(self.records)), key=lambda i: -len(self.records[i].boxes))[:2]
+        return sorted(self.showable, key=lambda i: -len(self.records[i].boxes))[:2]

@@ -34,12 +34,12 @@ TINY = {
 def test_importing_loads_no_torch_until_a_name_is_asked_for() -> None:
     code = (
         "import sys, zoominnet; assert 'torch' not in sys.modules; assert 'train' in dir(zoominnet);"
-        "import zoominnet.train, zoominnet.evaluate, zoominnet.predict, zoominnet.load;"
+        "import zoominnet.train, zoominnet.evaluate, zoominnet.predict, zoominnet.load, zoominnet.report;"
         "from zoominnet import TrainConfig, evaluate, load, predict, train;"
         "assert callable(zoominnet.train) and train is zoominnet.train and evaluate is zoominnet.evaluate;"
         "assert predict is zoominnet.predict and callable(predict);"
         "from zoominnet.train import main; assert callable(main);"
-        "assert not {'supervision', 'av', 'cv2'} & set(sys.modules)"
+        "assert not {'supervision', 'av', 'cv2', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):

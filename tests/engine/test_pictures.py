@@ -56,7 +56,7 @@ def test_truth_is_left_and_the_best_detections_right() -> None:
     """At half size. Of three detections of one box the best is drawn, not a worse one, nor one that is next to nothing."""
     split = black(1, {0: BOX})
     picture = truth_and_found(
-        split, 0, found([[300, 200, 400, 300], [0, 0, 9, 9], [8, 8, 9, 9]], [0.9, 0.8, 0.01], [2, 0, 0])
+        split, 0, found([[0, 0, 9, 9], [300, 200, 400, 300], [8, 8, 9, 9]], [0.8, 0.9, 0.01], [0, 2, 0])
     )
     half = picture.crop((0, 0, SIDE_PX, TITLE_PX + 240))
     assert bounds(half, 1) == (49, TITLE_PX + 19, 101, TITLE_PX + 61)

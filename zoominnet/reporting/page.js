@@ -1,9 +1,8 @@
 "use strict";
 // Without scripts the page lacks only this: hiding runs, large pictures, and values where the pointer is.
 (() => {
-  const names = [];
-  document.querySelectorAll(".runs label").forEach((label, run) => {
-    names.push(label.textContent);
+  const labels = [...document.querySelectorAll(".runs label")];
+  labels.forEach((label, run) => {
     const box = label.querySelector("input");
     box.hidden = false;
     box.addEventListener("change", () => {
@@ -18,12 +17,7 @@
   const hint = document.querySelector(".hint");
   const line = (text, run) => {
     const row = document.createElement("div");
-    if (run !== undefined) {
-      const swatch = document.createElement("span");
-      swatch.className = "swatch";
-      swatch.style.background = `var(--run-${run % 8})`;
-      row.append(swatch);
-    }
+    if (run !== undefined) row.append(labels[run].querySelector(".swatch").cloneNode());
     row.append(text);
     return row;
   };
@@ -47,7 +41,7 @@
       for (const [run, , , at, value] of nearest.values()) {
         if (at !== where) hint.append(line(at));
         where = at;
-        hint.append(run === null ? line(value) : line(`${names[run]}: ${value}`, run));
+        hint.append(run === null ? line(value) : line(`${labels[run].textContent}: ${value}`, run));
       }
       hint.hidden = false;
       const right = document.documentElement.clientWidth - hint.offsetWidth - 8;

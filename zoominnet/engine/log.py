@@ -187,7 +187,8 @@ def logged(console: Console, file: IO[str]) -> Iterator[Console]:
     Yields:
         A console that writes to the file alone.
     """
-    log, show = Console(file=file, width=LOG_WIDTH), console.print
+    # In a notebook rich would show it there instead.
+    log, show = Console(file=file, width=LOG_WIDTH, force_jupyter=False), console.print
 
     def show_and_log(*objects: Any, **options: Any) -> None:
         if not draws_bars(objects):

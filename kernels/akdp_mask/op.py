@@ -138,7 +138,11 @@ def akdp_stats(
     """What :func:`akdp_mask` makes of the same arguments, in figures, for logs and plots.
 
     Args:
-        anchors, gt_boxes, threshold, scope, backend: as of :func:`akdp_mask`.
+        anchors: as of :func:`akdp_mask`.
+        gt_boxes: as of :func:`akdp_mask`.
+        threshold: as of :func:`akdp_mask`.
+        scope: as of :func:`akdp_mask`.
+        backend: as of :func:`akdp_mask`.
 
     Returns:
         :class:`AkdpStats`; a list of them, one a level, for a list of grids.

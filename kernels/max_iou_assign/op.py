@@ -62,7 +62,8 @@ def max_iou_assign(
         anchors: Tensor[..., 4] (x1, y1, x2, y2 px), an :class:`AnchorGrid`, or a list of these grids, one a level, of
             the same dtype and device. Floating point; any strides.
         gt_boxes: Tensor[G, 4] (x1, y1, x2, y2 px) of one image, or a list of B such tensors. G and B may be 0.
-        positive, negative: IoU thresholds, 0 <= negative <= positive <= 1.
+        positive: IoU from which an anchor is matched, `negative` to 1.
+        negative: IoU below which it is background, 0 to `positive`.
         allow_low_quality: whether a box's best anchors are kept whatever their IoU.
         own_best: whether they are matched with that box, and not with the box that is best for them. Needs
             `allow_low_quality`.

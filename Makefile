@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The C++ library takes seconds to build, the CUDA library minutes: make setup ZOOMINNET_BUILD=cuda where it is wanted.
 export ZOOMINNET_BUILD ?= cpu
 
-.PHONY: setup demo test quick soak lint lock gpu-check clean
+.PHONY: setup demo test quick soak lint docs lock gpu-check clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.c' '*.cpp' '*.cu' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# The pages of docs/ as a site, build/site/index.html; a warning or a broken link fails. For the search field serve it:
+# python -m http.server -d build/site
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Needs uv (pip install uv). Versions and hashes for every Python from 3.11 and every platform.
 lock:

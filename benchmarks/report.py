@@ -1,4 +1,4 @@
-"""Makes the tables of README.md, benchmarks/README.md and docs/reproduction.md from the results in benchmarks/results/.
+"""Makes the tables of README.md, benchmarks/README.md and the pages in docs/ from the results in benchmarks/results/.
 
 pytest benchmarks/ --benchmark-only --benchmark-json=raw.json
 python benchmarks/report.py --take raw.json    # keeps medians and quartiles in benchmarks/results/, makes the tables
@@ -397,14 +397,48 @@ def models_section(_: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+TABLE_3 = ROOT / "benchmarks" / "results" / "table3-small.json"
+
+
 def reproduced_section(_: dict[str, dict[str, Any]]) -> list[str]:
     """Table 3 as `zoominnet.reproduce` has run it."""
-    results = ROOT / "benchmarks" / "results" / "table3-small.json"
-    if not results.exists():
+    if not TABLE_3.exists():
         return ["Not run yet."]
     from zoominnet.reproduction.tables import markdown  # needs more than the tables of the kernels do
 
-    return markdown(json.loads(results.read_text(encoding="utf-8")), "table3").splitlines()
+    return markdown(json.loads(TABLE_3.read_text(encoding="utf-8")), "table3").splitlines()
+
+
+def students_section(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What each student takes and scores, of the same runs and of the benchmarks on the CPU."""
+    run = json.loads(TABLE_3.read_text(encoding="utf-8"))
+    done = [row for row in run["items"]["table3"]["rows"] if row["runs"]]
+    rows = {row["runs"][0]["run"].rpartition("-seed")[0] or row["runs"][0]["run"]: row for row in done}
+    cpu = results["cpu"]
+    timed = {b["shape"]: b["rivals"] for b in cpu["benchmarks"] if b["op"] == "inference"}
+    cells = []
+    for name in ("snet", "la", "fa-thin", "fa"):
+        if name in rows and f"{name}-cskd" in rows:
+            alone, distilled = rows[name], rows[f"{name}-cskd"]
+            scores = [f"{row['mean'][score]:.3f}" for score in ("AP", "AP_S", "AP_L") for row in (alone, distilled)]
+            took = time(seconds(timed[name]["native"])) if name in timed else "not run"
+            gain = distilled["gain"]
+            gained = f"{100 * gain['mean']:+.1f} ± {100 * gain['standard_deviation']:.1f} %"
+            cells.append([f"`{name}`", took, *scores[:2], gained, *scores[2:]])
+    if teacher := rows.get("teacher"):
+        scores = [cell for score in ("AP", "AP_S", "AP_L") for cell in (f"{teacher['mean'][score]:.3f}", "")]
+        took = time(seconds(timed["snet"]["teacher"])) if "snet" in timed else "not run"
+        cells.append(["(`teacher`)", took, *scores[:2], "", *scores[2:]])
+    of_each = ("alone", "distilled")
+    header = ["`--student`", "an image", *(f"AP {each}" for each in of_each), "gain"]
+    return [
+        *table([*header, *(f"{score} {each}" for score in ("AP_S", "AP_L") for each in of_each)], cells),
+        "",
+        f"Scores: `{run['command']}`, {run['device']}, {run['cores']} cores, torch {run['torch']}, {run['date']}; drawn scenes "
+        "at 128 px, teacher 256 px, means of three seeds, one of the teacher (`benchmarks/results/table3-small.json`). Time of "
+        f"an image: ResNet-18 with 64 channels at the same sizes, float32, `{cpu['command']}`, {cpu['hardware']}, "
+        f"{cpu['date']}, commit {cpu['commit']} (`benchmarks/results/kernels-cpu.json`).",
+    ]
 
 
 DOCUMENTS: tuple[tuple[str, str, Section], ...] = (
@@ -413,6 +447,7 @@ DOCUMENTS: tuple[tuple[str, str, Section], ...] = (
     ("benchmarks/README.md", "benchmarks", details_section),
     ("benchmarks/README.md", "training-step", steps_section),
     ("docs/reproduction.md", "table3", reproduced_section),
+    ("docs/students.md", "students", students_section),
 )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from zoominnet.__main__ import COMMANDS
 
@@ -51,10 +52,45 @@ def test_every_file_has_its_line_in_the_tree() -> None:
     assert not [name for name in named if name.rpartition("/")[2] not in names | {"setup.py", "report.py"}]
 
 
-def test_links_lead_to_files() -> None:
-    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"):
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MADE = {"docs/reference/kernels.md", "docs/reference/python.md", "docs/reference/commands.md"}
+"""By docs/hooks.py, in the site alone."""
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a code host makes of a page's headings."""
+    lines = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", lines, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        target = (page.parent / link).resolve() if link else page
+        if link.startswith("http") or target.relative_to(ROOT).as_posix() in MADE:
+            continue
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in headings(target), f"{link}#{anchor}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "block"), [("docs/kernels.md", ""), ("README.md", "zoominnet.kernels")], ids=["kernels", "README"]
+)
+def test_examples_run_and_print_what_is_written_beside_them(
+    name: str, block: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page's examples build on each other."""
+    torch.manual_seed(0)
+    known: dict[str, object] = {}
+    examples = [text for text in FENCED.findall((ROOT / name).read_text()) if block in text]
+    assert examples
+    for example in examples:
+        exec(compile(example, name, "exec"), known)
+        said = re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
+        assert capsys.readouterr().out.splitlines() == said
 
 
 def layer_of(module: str) -> str:

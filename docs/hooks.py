@@ -79,7 +79,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({posixpath.relpath(places[target], posixpath.dirname(here) or '.')}" if target in places else link[0]
 
     markdown = re.sub(r"\]\(([\w./-]+)(?=[#)])", moved, markdown)
-    return re.sub(r"^<!-- .* -->\n", "\n", markdown, flags=re.MULTILINE)  # else a table right below would be no table
+    markdown = re.sub(r"^<!-- .* -->\n", "\n", markdown, flags=re.MULTILINE)  # else a table right below would be none
+    return re.sub(
+        r"^\|.*", lambda row: re.sub(r"(?<=[\d±]) (?=[\d±%]|[mu]?s\b)", "&nbsp;", row[0]), markdown, flags=re.M
+    )
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """MkDocs' event: a line does not end within the name of an option."""
+    return re.sub(r"<code>(--[\w-]+)</code>", r'<code class="option">\1</code>', html)
 
 
 def page_of(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
@@ -156,8 +164,8 @@ def commands_page() -> Iterator[str]:
     """A section a command, with an entry an option."""
     yield "# Commands"
     yield (
-        "`zoominnet COMMAND` is the same as `python -m zoominnet.COMMAND`. `--flag` has a `--no-flag`. The exit statuses "
-        "are [said with the faults](../faults.md)."
+        "`zoominnet COMMAND` is the same as `python -m zoominnet.COMMAND`. Flags take no value; `--no-flag` turns one off. "
+        "[Exit statuses](../faults.md#exit-statuses)."
     )
     for command, about in COMMANDS.items():
         yield f"## {command}"

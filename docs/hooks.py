@@ -92,7 +92,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def page_of(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
     """A notebook as Markdown, and the pictures of its outputs by their names."""
-    parts, pictures = [], {}
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         parts.append(text if cell["cell_type"] == "markdown" else fenced(text, "python"))
@@ -249,6 +250,7 @@ def field_texts(options: type) -> dict[str, str]:
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
     }
 
 

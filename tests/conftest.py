@@ -25,6 +25,7 @@ LONGEST = (
         "test_gpu_check",
         "test_faults_machine",
         "test_kernel_operators",
+        "test_site",
     ),
 )
 """The test files that take longest, the longest first."""

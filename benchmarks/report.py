@@ -397,16 +397,48 @@ def models_section(_: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-TABLE_3 = ROOT / "benchmarks" / "results" / "table3-small.json"
+TABLE_3 = RESULTS / "table3-small.json"
 
 
-def reproduced_section(_: dict[str, dict[str, Any]]) -> list[str]:
-    """Table 3 as `zoominnet.reproduce` has run it."""
-    if not TABLE_3.exists():
-        return ["Not run yet."]
-    from zoominnet.reproduction.tables import markdown  # needs more than the tables of the kernels do
+def reproduced(item: str) -> Section:
+    """A table as `zoominnet.reproduce` has run it at the small scale."""
 
-    return markdown(json.loads(TABLE_3.read_text(encoding="utf-8")), "table3").splitlines()
+    def section(_: dict[str, dict[str, Any]]) -> list[str]:
+        results = RESULTS / f"{item}-small.json"
+        if not results.exists():
+            return ["Not run yet."]
+        from zoominnet.reproduction.tables import markdown  # needs more than the tables of the kernels do
+
+        return markdown(json.loads(results.read_text(encoding="utf-8")), item).splitlines()
+
+    return section
+
+
+def deployment_section(_: dict[str, dict[str, Any]]) -> list[str]:
+    """What deployed models keep, and how fast they are."""
+    results = json.loads((RESULTS / "deployment-cpu.json").read_text(encoding="utf-8"))
+    cells = []
+    for row in results["rows"]:
+        difference = row.get("difference")
+        speed = {each["batch"]: each for each in row["speed"]}
+        cells.append(
+            [
+                f"`{row['model']}`",
+                row["what"],
+                f"{row['AP']:.4f}",
+                "" if difference is None else f"{difference['boxes']:.1g} px, {difference['scores']:.1g}",
+                "" if "bytes" not in row else f"{row['bytes'] / 1e6:.2f} MB",
+                f"{speed[1]['median_ms']:.1f} ms",
+                f"{speed[16]['images_per_second']:.0f}",
+            ]
+        )
+    return [
+        *table(["model", "runs as", "AP", "largest difference", "file", "an image", "images/s, batch 16"], cells),
+        "",
+        f"`{results['command']}`, {results['device']}, {results['threads']} threads of {results['cores']} cores, torch "
+        f"{results['torch']}, onnxruntime {results['onnxruntime']}, {results['date']}, commit {results['commit']}. AP of drawn "
+        "scenes; the difference is of the best boxes of four scenes, from PyTorch's.",
+    ]
 
 
 def students_section(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -446,7 +478,8 @@ DOCUMENTS: tuple[tuple[str, str, Section], ...] = (
     ("README.md", "models", models_section),
     ("benchmarks/README.md", "benchmarks", details_section),
     ("benchmarks/README.md", "training-step", steps_section),
-    ("docs/reproduction.md", "table3", reproduced_section),
+    *(("docs/reproduction.md", item, reproduced(item)) for item in ("table3", "beyond", "table2", "table9")),
+    ("docs/deployment.md", "deployment", deployment_section),
     ("docs/students.md", "students", students_section),
 )
 

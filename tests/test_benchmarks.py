@@ -517,7 +517,7 @@ def test_report_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     )
     assert report.main(["--check"], tmp_path) == 1
     assert (
-        "the tables of README.md, benchmarks/README.md, docs/reproduction.md, docs/students.md are not those of the results"
+        "the tables of README.md, benchmarks/README.md, docs/reproduction.md, docs/deployment.md, docs/students.md are not those of the results"
         in capsys.readouterr().err
     )
     assert report.main([], tmp_path) == 0

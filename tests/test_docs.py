@@ -17,8 +17,8 @@ LAYERS = {
     name: number
     for number, name in enumerate(
         (
-            *("kernels", "models", "distill", "config", "engine", "prediction", "reporting", "commands"),
-            *("reproduction", "reproduce"),
+            *("kernels", "models", "distill", "config", "engine", "prediction", "deployment", "reporting"),
+            *("commands", "reproduction", "reproduce"),
         )
     )
 }
@@ -98,7 +98,8 @@ def layer_of(module: str) -> str:
         return ""
     return (
         "commands"
-        if parts[1] in {"train", "evaluate", "predict", "report", "demo", "load", "doctor", "__main__"}
+        if parts[1]
+        in {"train", "evaluate", "predict", "report", "export", "benchmark", "demo", "load", "doctor", "__main__"}
         else parts[1]
     )
 

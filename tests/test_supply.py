@@ -36,7 +36,12 @@ USES = {
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml"}
 OPTIONAL = {"triton"}
 """Used where it is there: torch's own dependency on Linux with CUDA."""
-EXTRAS = {"timm": {"timm"}, "predict": {"supervision", "av"}, "report": {"matplotlib"}}
+EXTRAS = {
+    "timm": {"timm"},
+    "predict": {"supervision", "av"},
+    "report": {"matplotlib"},
+    "export": {"onnx", "onnxscript", "onnxruntime"},
+}
 """What `pip install zoominnet[EXTRA]` adds, for what only some need; imported by name where it is asked for."""
 
 

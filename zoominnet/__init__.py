@@ -8,11 +8,12 @@
     model.predict("street.jpg").plot("out.jpg")
     zoominnet.predict(zoominnet.PredictConfig("runs/fa", ["photos"]))  # folders and videos, to files
     zoominnet.report(zoominnet.ReportConfig(["runs/fa", "runs/snet"]))  # a page on what runs did
+    zoominnet.export(zoominnet.ExportConfig("runs/fa", out="fa.onnx"))
     model = zoominnet.build_model("fa", "resnet18", num_classes=3, image_size=256)
 
 The names above are imported when they are first asked for: importing this package loads no torch, compiles nothing and
 touches no GPU. The kernels live in :mod:`zoominnet.kernels`. ``python -m zoominnet.train``, ``.evaluate``, ``.predict``,
-``.report``, ``.data``, ``.models``, ``.demo`` and ``.doctor`` are the commands.
+``.export``, ``.report``, ``.benchmark``, ``.data``, ``.models``, ``.demo`` and ``.doctor`` are the commands.
 """
 
 import importlib
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zoominnet.config import TrainConfig
     from zoominnet.evaluate import EvaluateConfig, evaluate
+    from zoominnet.export import ExportConfig, export
     from zoominnet.load import load
     from zoominnet.models import build_model
     from zoominnet.predict import PredictConfig, predict
@@ -33,12 +35,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EvaluateConfig",
+    "ExportConfig",
     "PredictConfig",
     "ReportConfig",
     "TrainConfig",
     "__version__",
     "build_model",
     "evaluate",
+    "export",
     "load",
     "predict",
     "report",
@@ -47,11 +51,13 @@ __all__ = [
 
 _HOMES = {
     "EvaluateConfig": "zoominnet.evaluate",
+    "ExportConfig": "zoominnet.export",
     "PredictConfig": "zoominnet.predict",
     "ReportConfig": "zoominnet.report",
     "TrainConfig": "zoominnet.config",
     "build_model": "zoominnet.models",
     "evaluate": "zoominnet.evaluate",
+    "export": "zoominnet.export",
     "load": "zoominnet.load",
     "predict": "zoominnet.predict",
     "report": "zoominnet.report",

@@ -8,6 +8,8 @@ COMMANDS = {
     "evaluate": "measure a trained model: COCO and VisDrone protocols, speed, size",
     "predict": "find objects in images and videos",
     "report": "one page on what runs did: curves, scores, kinds of errors, masks, feature maps, images",
+    "export": "a trained model for the drone: ONNX, torch.export, int8",
+    "benchmark": "how fast trained models are on this machine, and what they find for it",
     "data": "check, look at or convert a data set",
     "models": "the models that come with the package",
     "reproduce": "the paper's tables, trained, measured and set beside its figures",

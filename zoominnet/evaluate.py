@@ -21,8 +21,8 @@ from rich.table import Table
 from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_with_options
 from zoominnet.config import MAX_IMAGE_SIZE, MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
-from zoominnet.engine.checkpoint import load_model
-from zoominnet.engine.inference import InputPath, cost_of, predict_split, undecodable_warning
+from zoominnet.deployment import known_cost
+from zoominnet.engine.inference import InputPath, predict_split, undecodable_warning
 from zoominnet.errors import UserError
 from zoominnet.evaluation import (
     Result,
@@ -30,8 +30,9 @@ from zoominnet.evaluation import (
     evaluate_visdrone,
     measure_latency,
 )
-from zoominnet.models import RetinaNet
+from zoominnet.load import load
 from zoominnet.models.architectures import SIZE_DIVISOR
+from zoominnet.models.interfaces import DetectionModel
 from zoominnet.prediction import Detector
 from zoominnet.rules import FROM_0_BELOW_1, Rule, at_least, at_most, check_fields, multiple_of
 
@@ -48,7 +49,8 @@ class EvaluateConfig:
     """
 
     checkpoint: tyro.conf.Positional[Path]
-    """A run folder (its best checkpoint), a checkpoint folder or a model.safetensors file."""
+    """A run folder (its best checkpoint), a checkpoint folder, a model.safetensors file, the name of a shipped model, or an
+    ONNX file of zoominnet.export."""
     data: str = "synthetic"
     """"synthetic" or the folder, json or data.yaml of a data set."""
     data_format: Literal["auto"] | DataFormat = "auto"
@@ -111,6 +113,11 @@ class EvaluateConfig:
         """As the options of training call it."""
         return self.seed
 
+    @property
+    def max_detections(self) -> int:
+        """That the protocols look at."""
+        return COCO_DETECTIONS if self.protocol == "coco" else VISDRONE_DETECTIONS
+
     def check(self) -> None:
         """Refuses values that no evaluation can use.
 
@@ -165,7 +172,7 @@ def evaluate(
     before, was_training, image_size = network.postprocess, network.training, network.image_size
     try:
         network.postprocess = dataclasses.replace(
-            before, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
+            before, score_threshold=config.score_threshold, max_detections=config.max_detections
         )
         network.eval()
         return _evaluate(config, model, console)
@@ -180,12 +187,9 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
     config.check()
     console = console or make_console()
     device = choose_device(config.device)
-    if loaded is not None:
-        model, info = loaded.model, loaded.info
-    else:
-        model, info = load_model(
-            config.checkpoint, score_threshold=config.score_threshold, max_detections=VISDRONE_DETECTIONS
-        )
+    if loaded is None:
+        loaded = load(config.checkpoint, score_threshold=config.score_threshold, max_detections=config.max_detections)
+    model, info = loaded.model, loaded.info
     model.place(device)
     resize = config.resize or info.resize
     if resize != info.resize:
@@ -206,7 +210,7 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
     model.image_size = (
         config.image_size or model.image_size
     )  # the scenes are drawn as for the size that it was trained at
-    cost = cost_of(model)
+    cost = known_cost(model)
     if config.latency_repeats:
         image = torch.rand(3, model.image_size, model.image_size, device=device)
         with console.status("measuring the latency", spinner="line"):
@@ -234,7 +238,8 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
     table = Table(title=f"{info.name}, {info.backbone}, {model.image_size} px", box=rich.box.SIMPLE, show_header=False)
     plain = f" ({cost['gflops_plain']:.2f} with the plain predictor)" if "gflops_plain" in cost else ""
     table.add_row("GFLOPs (multiply-adds)", f"{cost['gflops']:.2f}{plain}")
-    table.add_row("GFLOPs as the paper counts", f"{cost['gflops_mmcv']:.2f}")
+    if "gflops_mmcv" in cost:
+        table.add_row("GFLOPs as the paper counts", f"{cost['gflops_mmcv']:.2f}")
     table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
     table.add_row("images measured", images_measured(split))
     if "latency" in cost:
@@ -258,7 +263,7 @@ def images_measured(split: Split) -> str:
 
 
 def scores_of(
-    config: EvaluateConfig, model: RetinaNet, split: Split, path: InputPath, resize: ResizeMode, console: Console
+    config: EvaluateConfig, model: DetectionModel, split: Split, path: InputPath, resize: ResizeMode, console: Console
 ) -> tuple[list[Result], int]:
     """Predicts the split once and scores it by each protocol asked for; prints the tables.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoominnet.command import choose_device
+from zoominnet.deployment.runtime import SUFFIX, load_onnx
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.prediction import Detector
 
@@ -14,8 +15,8 @@ def load(path: str | Path, *, device: str = "cpu", **options: Any) -> Detector:
     """A trained model, in evaluation mode, its weights verified where they are in a checkpoint.
 
     Args:
-        path: a run folder (its best student), a checkpoint folder, a model.safetensors file, or the name of a model that is
-            shipped.
+        path: a run folder (its best student), a checkpoint folder, a model.safetensors file, the name of a model that is
+            shipped, or an ONNX file of :func:`zoominnet.export`, which onnxruntime runs.
         device: "cpu", "cuda", "cuda:N", or "auto" (cuda if there is one).
         **options: score_threshold, nms_threshold, candidates, max_detections of direct calls, see
             :class:`zoominnet.models.postprocess.PostProcess`; `predict` has its own.
@@ -35,5 +36,6 @@ def load(path: str | Path, *, device: str = "cpu", **options: Any) -> Detector:
         ['car', 'pedestrian']
         >>> [found] = model([torch.rand(3, 512, 512)])
     """
-    model, info = load_model(Path(path), **options)
-    return Detector(model, info, Path(path)).place(choose_device(device))
+    path = Path(path)
+    model, info = load_onnx(path, **options) if path.suffix == SUFFIX else load_model(path, **options)
+    return Detector(model, info, path).place(choose_device(device))

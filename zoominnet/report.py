@@ -33,7 +33,8 @@ from zoominnet.command import (
 )
 from zoominnet.config import MAX_WORKERS, TrainConfig
 from zoominnet.data import DataFormat, Split
-from zoominnet.engine.inference import cost_of, undecodable_warning
+from zoominnet.deployment import known_cost
+from zoominnet.engine.inference import undecodable_warning
 from zoominnet.errors import UserError
 from zoominnet.evaluation import measure_latency
 from zoominnet.prediction.extras import extra
@@ -290,7 +291,7 @@ def find_teacher(config: ReportConfig, runs: Sequence[Run]) -> tuple[Run | None,
 def cost_with_latency(run: Run, repeats: int) -> dict[str, Any]:
     """What a model costs, with the time of single images where `repeats` is not 0."""
     model = run.detector.model
-    cost = cost_of(model)
+    cost = known_cost(model)
     if repeats:
         image = torch.rand(3, model.image_size, model.image_size, device=run.detector.device)
         cost["latency"] = measure_latency(lambda: model([image]), run.detector.device, repeats=repeats, warmup=2)

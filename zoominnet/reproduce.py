@@ -26,13 +26,13 @@ from zoominnet.command import make_console, open_data, run_command
 from zoominnet.config import TrainConfig
 from zoominnet.data import Split
 from zoominnet.engine.folder import write_json
+from zoominnet.engine.provenance import here
 from zoominnet.errors import UserError
 from zoominnet.prediction.extras import MissingExtraError
 from zoominnet.reproduction.estimates import Estimates, duration
 from zoominnet.reproduction.execution import Executor
 from zoominnet.reproduction.figures import draw_images, draw_results
 from zoominnet.reproduction.items import ITEMS
-from zoominnet.reproduction.provenance import here
 from zoominnet.reproduction.runs import ReproductionError, Run, runs_of, shell_line
 from zoominnet.reproduction.scales import SCALES, ScaleName
 from zoominnet.reproduction.tables import markdown, plus_minus, results_of

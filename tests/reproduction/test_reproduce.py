@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from zoominnet.engine.provenance import commit
 from zoominnet.reproduce import main
-from zoominnet.reproduction.provenance import commit
 
 TINY = [
     *("--synthetic-images", "8", "2"),

@@ -12,6 +12,7 @@ from zoominnet.data import DetectionDataset, ResizeMode, Split, make_loader, sha
 from zoominnet.engine.distributed import Ranks
 from zoominnet.evaluation import Detections, count_gflops, count_parameters
 from zoominnet.models import RetinaNet
+from zoominnet.models.interfaces import DetectionModel
 
 InputPath = Literal["direct", "halved"]
 """How an image reaches a model of input side S. "direct": resized to S at once, as in use. "halved": resized to 2S,
@@ -49,7 +50,7 @@ def cost_of(model: RetinaNet) -> dict[str, Any]:
 
 @torch.no_grad()
 def predict_split(
-    model: RetinaNet,
+    model: DetectionModel,
     split: Split,
     *,
     batch_size: int = 1,
@@ -79,7 +80,7 @@ def predict_split(
         One entry a record, in order, boxes float64 in px of the original image; and the number of images that could not
         be decoded.
     """
-    device = next(model.parameters()).device
+    device = model.device
     ranks = ranks or Ranks(device)
     side = model.image_size * (2 if input_path == "halved" else 1)
     dataset = DetectionDataset(split, side, flip=False, seed=0, resize=resize, strict=strict)

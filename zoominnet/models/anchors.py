@@ -38,7 +38,9 @@ class Anchors(nn.Module):
         """The levels' grids for an input of `height` x `width` px, multiples of 32."""
         grids = []
         for i, (level, stride) in enumerate(zip(self.architecture.levels, self.architecture.strides, strict=True)):
-            shape = (-(-height // 2**level), -(-width // 2**level))
+            # No negative numbers: an ONNX runtime rounds their quotients up.
+            cell = 2**level
+            shape = ((height + cell - 1) // cell, (width + cell - 1) // cell)
             if self.architecture.upsample_head:
                 shape = (2 * shape[0], 2 * shape[1])
             grids.append(AnchorGrid(getattr(self, f"base_{i}"), (float(stride), float(stride)), shape))

@@ -5,13 +5,19 @@ Sizes in shapes: B images, K anchors a cell, C channels, H x W the input in px.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from zoominnet.kernels import AnchorGrid
 from zoominnet.models.inputs import IMAGENET, Normalisation
+
+if TYPE_CHECKING:
+    from zoominnet.models.architectures import Architecture
+    from zoominnet.models.postprocess import PostProcess
 
 LaPredictor = Literal["plain", "phase"]
 """How LA predicts: "plain" convolves the upsampled map, "phase" gives the same values from the small one."""
@@ -124,3 +130,47 @@ class Head(nn.Module):
     def predict_levels(self, towers: tuple[list[Tensor], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         """Tower outputs -> logits [B, H*W*K, classes] and deltas [B, H*W*K, 4], a tensor a level each."""
         raise NotImplementedError
+
+
+class DetectionModel(Protocol):
+    """What finds objects in images of its own size: :class:`zoominnet.models.RetinaNet`, or a file of it that another
+    runtime runs.
+
+    Attributes:
+        image_size: side of the square input, px.
+        architecture: of the model.
+        postprocess: threshold, NMS and limits of a direct call.
+        training: its mode; what is no module has but one.
+    """
+
+    image_size: int
+    postprocess: PostProcess
+    training: bool
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Float images [3, H, W] in 0..1 -> "boxes" px, "scores" and "labels" of each."""
+        ...
+
+    def detect(
+        self, images: Tensor, process: PostProcess, labels: Sequence[int] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """See :meth:`zoominnet.models.RetinaNet.detect`."""
+        ...
+
+    def place(self, device: torch.device) -> object:
+        """Moves it to a device."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Sets the mode."""
+        ...
+
+    def eval(self) -> object:
+        """Sets the mode."""
+        ...

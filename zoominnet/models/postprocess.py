@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,22 +41,43 @@ class PostProcess:
             B dicts of "boxes" float32 [N, 4] px, "scores" float32 [N] (descending) and "labels" int64 [N].
         """
         anchors = [grid.boxes().reshape(-1, 4) for grid in predictions.grids]
+        scores = [level.float().sigmoid() for level in predictions.logits]
+
+        def decoded(b: int, level: int, chosen: Tensor) -> Tensor:
+            return decode_boxes(predictions.deltas[level][b, chosen].float(), anchors[level][chosen])
+
+        return self._select(scores, decoded, sizes)
+
+    def of_boxes(
+        self, scores: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """The detections of each image, from boxes that are decoded.
+
+        Args:
+            scores: float32 [B, A, C] a level, 0..1.
+            boxes: float32 [B, A, 4] a level, px.
+            sizes, returns: as :meth:`__call__`.
+        """
+        return self._select(scores, lambda b, level, chosen: boxes[level][b, chosen], sizes)
+
+    def _select(
+        self,
+        scores: Sequence[Tensor],
+        boxes_of: Callable[[int, int, Tensor], Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """`boxes_of` gives the boxes of an image, a level and some of its anchors."""
         results = []
         for b, size in enumerate(sizes):
-            boxes, scores, labels = [], [], []
-            for level_logits, level_deltas, level_anchors in zip(
-                predictions.logits, predictions.deltas, anchors, strict=True
-            ):
-                classes = level_logits.shape[-1]
-                level_scores = level_logits[b].float().sigmoid().flatten()
+            found: list[tuple[Tensor, Tensor, Tensor]] = []
+            for level, of_level in enumerate(scores):
+                classes = of_level.shape[-1]
+                level_scores = of_level[b].flatten()
                 kept = torch.nonzero(level_scores > self.score_threshold).squeeze(1)
                 top_scores, order = level_scores[kept].topk(min(self.candidates, len(kept)))
-                anchor, label = kept[order] // classes, kept[order] % classes
-                decoded = decode_boxes(level_deltas[b, anchor].float(), level_anchors[anchor])
-                boxes.append(clip_boxes_to_image(decoded, size))
-                scores.append(top_scores)
-                labels.append(label)
-            image_boxes, image_scores, image_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+                boxes = clip_boxes_to_image(boxes_of(b, level, kept[order] // classes), size)
+                found.append((boxes, top_scores, kept[order] % classes))
+            image_boxes, image_scores, image_labels = (torch.cat(parts) for parts in zip(*found, strict=True))
             keep = batched_nms(image_boxes, image_scores, image_labels, self.nms_threshold)[: self.max_detections]
             results.append({"boxes": image_boxes[keep], "scores": image_scores[keep], "labels": image_labels[keep]})
         return results

@@ -178,6 +178,11 @@ class RetinaNet(nn.Module):
         """Of the weights."""
         return next(self.fpn.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.fpn.parameters()).device
+
     def predict(self, towers: tuple[list[Tensor], list[Tensor]], image_shape: tuple[int, int]) -> Predictions:
         """Head tower outputs (`self.head.towers(features)`) for an input of `image_shape` (H, W) -> predictions."""
         logits, deltas = self.head.predict_levels(towers)
@@ -225,6 +230,29 @@ class RetinaNet(nn.Module):
             assert targets is not None
             return self.losses(predictions, targets)
         return self.postprocess(predictions, sizes)
+
+    def detect(
+        self, images: Tensor, process: PostProcess, labels: Sequence[int] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """What is found in images of one size, whatever `postprocess` says.
+
+        Args:
+            images: float [B, 3, H, W] in 0..1, sides as :meth:`features`, on the model's device.
+            process: threshold, NMS and limits.
+            labels: the classes to look for, None for all; the others are left out before any limit.
+
+        Returns:
+            As `process`.
+        """
+        predictions = self.outputs(images).predictions
+        assert predictions is not None
+        if labels is not None:
+            off = torch.ones(self.num_classes, dtype=torch.bool, device=images.device)
+            off[list(labels)] = False
+            logits = [level.masked_fill(off, -torch.inf) for level in predictions.logits]
+            predictions = replace(predictions, logits=logits)
+        size = (images.shape[-2], images.shape[-1])
+        return process(predictions, [size] * len(images))
 
     def losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Classification and box loss, each summed over the whole batch / its positive anchors.

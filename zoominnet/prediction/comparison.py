@@ -18,7 +18,7 @@ from zoominnet.distill.masks import MASKS
 from zoominnet.distill.options import DistillOptions
 from zoominnet.engine.checkpoint import load_model
 from zoominnet.kernels import AnchorGrid
-from zoominnet.models import ARCHITECTURES
+from zoominnet.models import ARCHITECTURES, RetinaNet
 from zoominnet.models.anchors import Anchors
 from zoominnet.prediction.detector import Detector
 from zoominnet.prediction.result import Result
@@ -167,6 +167,7 @@ def activation_map(detector: Detector, pixels: Tensor) -> Tensor:
     size = detector.image_size
     geometry = ResizeGeometry.fit(pixels.shape[-1], pixels.shape[-2], size, detector.info.resize)
     model = detector.model
+    assert isinstance(model, RetinaNet)
     image = resize_image(pixels, geometry)[None].to(model.mean.device).float() / 255
     values = model.features(image)[0][0].float().abs().mean(dim=0).cpu()
     values -= values.min()

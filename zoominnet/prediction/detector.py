@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, overload
+from typing import Annotated, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from zoominnet.data import MAX_PIXELS, ResizeGeometry, ResizeMode
 from zoominnet.data.transforms import resize_image
 from zoominnet.engine.checkpoint import ModelInfo
 from zoominnet.errors import UserError
-from zoominnet.models import RetinaNet
-from zoominnet.models.assign import Targets
-from zoominnet.models.interfaces import Predictions
+from zoominnet.models.interfaces import DetectionModel
 from zoominnet.models.postprocess import PostProcess
 from zoominnet.prediction.inputs import ImageInput, to_pixels
 from zoominnet.prediction.result import Result
@@ -64,21 +62,19 @@ class Detector(nn.Module):
     calling convention (:class:`zoominnet.models.RetinaNet`).
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; of an ONNX file, what runs that.
         info: what its file says of it.
         path: where it was loaded from.
     """
 
-    def __init__(self, model: RetinaNet, info: ModelInfo, path: Path | None = None) -> None:
+    def __init__(self, model: DetectionModel, info: ModelInfo, path: Path | None = None) -> None:
         super().__init__()
         self.model, self.info, self.path = model, info, path
         self.eval()
 
-    def forward(
-        self, images: Sequence[Tensor], targets: Targets | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(self, *images_and_targets: Any) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """See :class:`zoominnet.models.RetinaNet`."""
-        return self.model(images, targets)
+        return self.model(*images_and_targets)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -108,10 +104,10 @@ class Detector(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def place(self, device: torch.device) -> Detector:
-        """Moves the model to `device`, see :meth:`RetinaNet.place`."""
+        """Moves the model to `device`, see :meth:`zoominnet.models.RetinaNet.place`."""
         self.model.place(device)
         return self
 
@@ -283,25 +279,8 @@ class Detector(nn.Module):
             image.found[index] = boxes[real], output["scores"].float().cpu()[real], output["labels"].cpu()[real]
 
     def detect(self, images: Tensor, process: PostProcess, labels: list[int] | None) -> list[dict[str, Tensor]]:
-        """What the model finds in images of its own size.
-
-        Args:
-            images: float [B, 3, S, S] in 0..1, on the model's device.
-            process: threshold, NMS and limits.
-            labels: the classes to look for, None for all; the others are left out before any limit.
-
-        Returns:
-            As :class:`zoominnet.models.postprocess.PostProcess`.
-        """
-        predictions = self.model.outputs(images).predictions
-        assert predictions is not None
-        if labels is not None:
-            off = torch.ones(self.num_classes, dtype=torch.bool, device=images.device)
-            off[labels] = False
-            logits = [level.masked_fill(off, -torch.inf) for level in predictions.logits]
-            predictions = Predictions(logits, predictions.deltas, predictions.grids)
-        size = (images.shape[-2], images.shape[-1])
-        return process(predictions, [size] * len(images))
+        """What the model finds in images of its own size, see :meth:`zoominnet.models.RetinaNet.detect`."""
+        return self.model.detect(images, process, labels)
 
     def _finish(self, image: _Pending, options: PredictOptions, max_pixels: int) -> Result:
         height, width = image.pixels.shape[-2:]

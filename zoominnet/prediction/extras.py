@@ -7,7 +7,14 @@ from types import ModuleType
 
 from zoominnet.errors import UserError
 
-EXTRA_OF = {"supervision": "predict", "av": "predict", "matplotlib": "report"}
+EXTRA_OF = {
+    "supervision": "predict",
+    "av": "predict",
+    "matplotlib": "report",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+}
 """The extra that holds a package."""
 
 
@@ -35,7 +42,10 @@ def extra(module: str, purpose: str) -> ModuleType:
         ) from error
     except (ImportError, OSError) as error:  # a library of the system that it needs
         reason = str(error).partition("\n")[0]
+        desktop = (
+            "; where OpenCV lacks a desktop's libraries: pip uninstall opencv-python, then pip install "
+            "opencv-python-headless"
+        )
         raise MissingExtraError(
-            f"{purpose} needs the package {package}, which does not load ({reason}); where OpenCV lacks a desktop's "
-            "libraries: pip uninstall opencv-python, then pip install opencv-python-headless"
+            f"{purpose} needs the package {package}, which does not load ({reason}){desktop * (package == 'supervision')}"
         ) from error

@@ -18,6 +18,7 @@ from zoominnet.command import open_data, open_parts
 from zoominnet.config import TrainConfig
 from zoominnet.data import DataError, ImageError, ImageRecord, Split
 from zoominnet.data.drawing import pixels_of
+from zoominnet.deployment import SUFFIX, load_onnx
 from zoominnet.engine.checkpoint import CheckpointError, find_model_file, load_model
 from zoominnet.engine.folder import CONFIG_FILE, LOG_FILE, RESULT_FILE
 from zoominnet.engine.inference import predict_split
@@ -109,12 +110,16 @@ def read_run(path: Path, label: str) -> Run:
     """A run as :func:`zoominnet.load` finds it, with the files beside its checkpoints.
 
     Args:
-        path: a run folder, a checkpoint folder, a model.safetensors file, or the name of a shipped model.
+        path: a run folder, a checkpoint folder, a model.safetensors file, the name of a shipped model, or an ONNX
+            file of :func:`zoominnet.export`.
         label: what to call it.
 
     Raises:
         UserError: there is no usable model.
     """
+    if path.suffix == SUFFIX:
+        of_file, info = load_onnx(path, score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)
+        return Run(label, path, Detector(of_file, info, path))
     try:
         file = find_model_file(path)
         model, info = load_model(file, score_threshold=SCORE_THRESHOLD, max_detections=DETECTIONS)

@@ -142,11 +142,49 @@ def reason(error: Exception) -> str:
 
 def save_model(file: Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Writes a model's state dict, contiguous on the CPU, and what the file says of the model."""
-    metadata = {
-        "format": "pt",
-        METADATA_KEY: json.dumps({"version": zoominnet.__version__, "info": info.__dict__}),
-    }
-    save_file(dict(state), file, metadata)
+    save_file(dict(state), file, {"format": "pt", METADATA_KEY: text_of_info(info)})
+
+
+def text_of_info(info: ModelInfo) -> str:
+    """For the metadata of a file."""
+    return json.dumps({"version": zoominnet.__version__, "info": info.__dict__})
+
+
+def info_of_text(text: str | None, file: Path, not_ours: str) -> ModelInfo:
+    """What a file's metadata say of its model.
+
+    Args:
+        text: as :func:`text_of_info` wrote it; None where there is none.
+        file: for the messages.
+        not_ours: the message for a file that no command of this project wrote.
+
+    Raises:
+        CheckpointError: nothing, or a model that this version does not know.
+    """
+    try:
+        fields = json.loads(text or "")["info"]
+        fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
+        if (normalisation := fields.get("normalisation")) is not None:
+            fields["normalisation"] = tuple(map(tuple, normalisation))
+        info = ModelInfo(**fields)
+        info.check()
+        unknown = [
+            f"{part} {name[:40]!r}"
+            for part, name, known in (
+                ("model", info.name, list(ARCHITECTURES)),
+                ("backbone", info.backbone, list(BACKBONES)),
+                ("neck", info.neck, list(NECKS)),
+            )
+            if name not in known and not (part == "backbone" and name.startswith(PREFIX))
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(not_ours) from error
+    if unknown:
+        raise CheckpointError(
+            f"{file}: it has the {' and the '.join(unknown)}, which this version of zoominnet does not know; use the "
+            "version that wrote it"
+        )
+    return info
 
 
 def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
@@ -173,29 +211,7 @@ def read_model(file: Path, **options: Any) -> tuple[RetinaNet, ModelInfo]:
         f"{file}: not a model written by zoominnet.train (its metadata do not say which model it is); "
         "pretrained weights of other projects go to --weights"
     )
-    try:
-        fields = json.loads(metadata[METADATA_KEY])["info"]
-        fields["class_names"], fields["category_ids"] = tuple(fields["class_names"]), tuple(fields["category_ids"])
-        if (normalisation := fields.get("normalisation")) is not None:
-            fields["normalisation"] = tuple(map(tuple, normalisation))
-        info = ModelInfo(**fields)
-        info.check()
-        unknown = [
-            f"{part} {name[:40]!r}"
-            for part, name, known in (
-                ("model", info.name, list(ARCHITECTURES)),
-                ("backbone", info.backbone, list(BACKBONES)),
-                ("neck", info.neck, list(NECKS)),
-            )
-            if name not in known and not (part == "backbone" and name.startswith(PREFIX))
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(not_ours) from error
-    if unknown:
-        raise CheckpointError(
-            f"{file}: it has the {' and the '.join(unknown)}, which this version of zoominnet does not know; use the "
-            "version that wrote it"
-        )
+    info = info_of_text(metadata.get(METADATA_KEY), file, not_ours)
     if info.backbone.startswith(PREFIX):
         try:
             describe(info.backbone.removeprefix(PREFIX))

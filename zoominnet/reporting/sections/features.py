@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from zoominnet.models import RetinaNet
 from zoominnet.prediction.comparison import activation_map
 from zoominnet.reporting.markup import escape, figures, paragraph, run_name
-from zoominnet.reporting.material import Material
+from zoominnet.reporting.material import Material, NotShown
 from zoominnet.reporting.pictures import map_of, model_input, tile
 
 
@@ -14,7 +15,11 @@ def build(material: Material) -> str:
     if material.teacher is not None and all(run.is_student for run in runs):
         shown.append((None, f"{escape(material.teacher.label)} (teacher)"))
         runs.append(material.teacher)
-    order = sorted(range(len(runs)), key=lambda i: (runs[i].is_student, runs[i].distils))
+    # An ONNX file gives no maps.
+    seen = [i for i, run in enumerate(runs) if isinstance(run.detector.model, RetinaNet)]
+    if not seen:
+        raise NotShown("none of these models can be looked into: they are ONNX files")
+    order = sorted(seen, key=lambda i: (runs[i].is_student, runs[i].distils))
     about = (
         "The mean size of the channels at each cell of a model's finest map, from its own smallest value (dark) to its own "
         "largest (bright): teachers first, then students without, then with distillation. A student is to be bright where its "

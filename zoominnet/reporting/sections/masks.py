@@ -15,7 +15,14 @@ def build(material: Material) -> str:
     for run in material.runs:
         if run.is_student:
             model, options = run.detector.model, run.config.distill_options()
-            key = (model.name, model.image_size, run.detector.resize, options.threshold, options.scope, options.boxes)
+            key = (
+                run.detector.info.name,
+                model.image_size,
+                run.detector.resize,
+                options.threshold,
+                options.scope,
+                options.boxes,
+            )
             students.setdefault(key, (run, []))[1].append(run.label)
     if not students:
         raise NotShown("none of these models is a student, whose anchors decide on the key positions")
@@ -27,7 +34,9 @@ def build(material: Material) -> str:
     ]
     for run, labels in students.values():
         model = run.detector.model
-        parts.append(f"<h3>{escape(model.name)} at {model.image_size} px ({escape(', '.join(labels))})</h3>")
+        parts.append(
+            f"<h3>{escape(run.detector.info.name)} at {model.image_size} px ({escape(', '.join(labels))})</h3>"
+        )
         levels = Anchors(model.architecture)(model.image_size, model.image_size)
         for index in material.crowded:
             record = material.records[index]

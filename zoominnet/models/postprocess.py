@@ -41,10 +41,12 @@ class PostProcess:
             B dicts of "boxes" float32 [N, 4] px, "scores" float32 [N] (descending) and "labels" int64 [N].
         """
         anchors = [grid.boxes().reshape(-1, 4) for grid in predictions.grids]
-        scores = [level.float().sigmoid() for level in predictions.logits]
 
         def decoded(b: int, level: int, chosen: Tensor) -> Tensor:
             return decode_boxes(predictions.deltas[level][b, chosen].float(), anchors[level][chosen])
+
+        def scores(b: int) -> list[Tensor]:
+            return [level[b].float().sigmoid() for level in predictions.logits]
 
         return self._select(scores, decoded, sizes)
 
@@ -58,21 +60,23 @@ class PostProcess:
             boxes: float32 [B, A, 4] a level, px.
             sizes, returns: as :meth:`__call__`.
         """
-        return self._select(scores, lambda b, level, chosen: boxes[level][b, chosen], sizes)
+        return self._select(
+            lambda b: [level[b] for level in scores], lambda b, level, chosen: boxes[level][b, chosen], sizes
+        )
 
     def _select(
         self,
-        scores: Sequence[Tensor],
+        scores_of: Callable[[int], list[Tensor]],
         boxes_of: Callable[[int, int, Tensor], Tensor],
         sizes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """`boxes_of` gives the boxes of an image, a level and some of its anchors."""
+        """`scores_of` gives the scores [A, C] a level of an image, `boxes_of` the boxes of some anchors of a level."""
         results = []
         for b, size in enumerate(sizes):
             found: list[tuple[Tensor, Tensor, Tensor]] = []
-            for level, of_level in enumerate(scores):
+            for level, of_level in enumerate(scores_of(b)):
                 classes = of_level.shape[-1]
-                level_scores = of_level[b].flatten()
+                level_scores = of_level.flatten()
                 kept = torch.nonzero(level_scores > self.score_threshold).squeeze(1)
                 top_scores, order = level_scores[kept].topk(min(self.candidates, len(kept)))
                 boxes = clip_boxes_to_image(boxes_of(b, level, kept[order] // classes), size)

@@ -1,6 +1,5 @@
 """Feature pyramid network (Lin et al. 2017) over any run of ResNet stages, with extra levels taken from C5."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,8 +62,8 @@ def halve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 3x3 convolution of stride 2 and padding 1, which sees a map of one cell by its middle tap alone.
 
     There the other taps are left out, since oneDNN does not write their gradients in bfloat16 (torch 2.11, CPU): what
-    stood in that memory would reach the weights. A graph that is exported has no gradients, and serves maps of any size.
+    stood in that memory would reach the weights.
     """
-    if x.shape[-2:] == (1, 1) and not torch.compiler.is_exporting():
+    if x.shape[-2:] == (1, 1):
         return F.conv2d(x, conv.weight[:, :, 1:2, 1:2], conv.bias)
     return conv(x)

@@ -10,9 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import torch
 from rich.console import Console
 
 from zoominnet.benchmark import BenchmarkConfig, benchmark
@@ -74,11 +77,6 @@ def main() -> None:
 
 def about() -> dict[str, Any]:
     """The code and the machine."""
-    from datetime import date
-
-    import onnxruntime
-    import torch
-
     return {
         **here(),
         "date": f"{date.today()}",

@@ -416,7 +416,10 @@ def reproduced(item: str) -> Section:
 
 def deployment_section(_: dict[str, dict[str, Any]]) -> list[str]:
     """What deployed models keep, and how fast they are."""
-    results = json.loads((RESULTS / "deployment-cpu.json").read_text(encoding="utf-8"))
+    kept = RESULTS / "deployment-cpu.json"
+    if not kept.exists():
+        return ["Not run yet."]
+    results = json.loads(kept.read_text(encoding="utf-8"))
     cells = []
     for row in results["rows"]:
         difference = row.get("difference")

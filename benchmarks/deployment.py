@@ -64,7 +64,7 @@ def measure(name: str, scenes: int, repeats: int, folder: Path) -> list[dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["demo-teacher", "demo-fa", "demo-snet"])
+    parser.add_argument("--models", nargs="+", default=["demo-fa", "demo-snet"])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -69,6 +69,8 @@ class OnnxModel:
         if threads := os.environ.get("OMP_NUM_THREADS"):
             options.intra_op_num_threads = int(threads)
         options.log_severity_level = 3
+        # Its threads would wait for the next image on the cores that reading, drawing and other models need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = (PROVIDERS[device.type], {"device_id": device.index or 0} if device.type == "cuda" else {})
         try:
             self._session = self._ort.InferenceSession(str(self.path), options, providers=[provider])

@@ -24,7 +24,7 @@ from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, SNET_ROW, TABLE_3, 
 from zoominnet.reproduction.plan import Item, Row, Training
 from zoominnet.reproduction.runs import ReproductionError, Run, runs_of
 from zoominnet.reproduction.scales import SCALES
-from zoominnet.reproduction.tables import differences, markdown, results_of
+from zoominnet.reproduction.tables import differences, gain, markdown, results_of
 from zoominnet.train import parse
 
 QUIET = Console(quiet=True)
@@ -250,3 +250,17 @@ def test_options_of_training_reach_every_run(tmp_path: Path) -> None:
     assert isinstance(scale, TrainConfig)
     for run in runs_of(TABLE_3.trainings(range(1)), scale, tmp_path):
         assert (run.config.fused_kernels, run.config.epochs, run.config.synthetic_zoom) == (False, 3, 5.0)
+
+
+def test_a_gain_is_seed_by_seed_but_over_a_teacher() -> None:
+    """A seed that is not done yet is not made up by another's; a teacher's one run is compared with each."""
+
+    def row(once: bool, *scores: float) -> dict[str, Any]:
+        return {"once": once, "runs": [{"seed": seed, "AP": ap} for seed, ap in enumerate(scores)]}
+
+    base = row(False, 0.2, 0.25, 0.1)
+    assert gain(row(False, 0.3), base) == {"mean": 0.5}
+    assert gain(row(False, 0.3, 0.3), base) == {"mean": 0.35, "standard_deviation": 0.2121}  # +50 %, +20 %
+    assert gain(row(True, 0.4), base) == {"mean": 1.5333, "standard_deviation": 1.2858}  # +100 %, +60 %, +300 %
+    assert gain(row(True, 0.4), row(True, 0.2)) == {"mean": 1.0}
+    assert gain(row(False), base) is None

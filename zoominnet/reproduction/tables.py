@@ -65,6 +65,7 @@ def row_of(row: Row, item: Item, runs: Sequence[Run], console: Console) -> dict[
     example = own[0] if own else None
     return {
         "label": row.label,
+        "once": row.training.once,
         "image_size": None if example is None else example.image_size(row.side),
         "gflops": None if example is None else round(example.result["gflops"] * float(row.side) ** 2, 4),
         "mean": mean,
@@ -75,12 +76,12 @@ def row_of(row: Row, item: Item, runs: Sequence[Run], console: Console) -> dict[
 
 
 def gain(row: dict[str, Any], other: dict[str, Any]) -> dict[str, float] | None:
-    """By how much a row's AP is over another's, relative, seed by seed where both have several: mean and standard
-    deviation; None where one of them has none."""
+    """By how much a row's AP is over another's, relative: mean and standard deviation, seed by seed, or over all seeds of
+    the one where the other has one run for all; None where there is nothing to compare."""
     own, base = ({run["seed"]: run["AP"] for run in each["runs"] if run["AP"]} for each in (row, other))
     if not own or not base:
         return None
-    only = len(own) == 1 or len(base) == 1
+    only = row["once"] or other["once"]
     pairs = (
         [(a, b) for a in own.values() for b in base.values()] if only else [(own[s], base[s]) for s in own if s in base]
     )

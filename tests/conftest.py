@@ -25,6 +25,8 @@ LONGEST = (
         "test_gpu_check",
         "test_faults_machine",
         "test_kernel_operators",
+        "test_graph",
+        "test_export",
         "test_site",
     ),
 )

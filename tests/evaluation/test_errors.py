@@ -84,7 +84,7 @@ def test_nothing_found_and_nothing_there(boxes) -> None:
     assert np.isnan(image_errors(record(), detections()).f1)
 
 
-def test_f1() -> None:
+def test_harmonic_mean_of_precision_and_recall() -> None:
     """One of three detections is right, and one of two boxes is found: 2 / 5."""
     truth = record([BOX, FAR], [CAR, CAR])
     found = detections([BOX, HALF, [300, 300, 320, 320]], [0.9, 0.8, 0.7], [CAR] * 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -108,6 +109,30 @@ def test_evaluate_scores_as_the_model(made: tuple[Path, dict[str, Any]]) -> None
         zoominnet.evaluate(made[0], "synthetic", image_size=160, **options)
     with pytest.raises(UserError, match=r"gives no scores at or below 0\.05, and 0\.01 is asked for; raise that"):
         zoominnet.evaluate(made[0], "synthetic", score_threshold=0.01, **options)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page(
+    made: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """docs/deployment.md, without this project's code: the boxes of `predict`, but for another library's resizing."""
+    shutil.copy(made[0], tmp_path / "fa.onnx")
+    Image.fromarray(scenes(1, 256)[0].permute(1, 2, 0).numpy()).save(tmp_path / "street.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "deployment.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "docs/deployment.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    wanted = zoominnet.load("demo-snet").predict(tmp_path / "street.jpg", conf=0.05)
+    assert len(lines) == pytest.approx(len(wanted), abs=2)
+    first = re.fullmatch(r"(.+) (0\.\d+) \[(.+)\]", lines[0])
+    assert first is not None
+    assert first[1] == wanted.names[0]
+    assert float(first[2]) == pytest.approx(float(wanted.scores[0]), abs=0.02)
+    assert [float(each) for each in first[3].split()] == pytest.approx(wanted.boxes[0].tolist(), abs=1.0)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_with_options
+from zoominnet.command import check_same_classes, left_out_of, make_console, open_data, run_with_options
 from zoominnet.config import MAX_IMAGE_SIZE, MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
 from zoominnet.deployment import known_cost
@@ -30,7 +30,7 @@ from zoominnet.evaluation import (
     evaluate_visdrone,
     measure_latency,
 )
-from zoominnet.load import load
+from zoominnet.load import device_for, load
 from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.models.interfaces import DetectionModel
 from zoominnet.prediction import Detector
@@ -186,10 +186,10 @@ def evaluate(
 def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console | None) -> dict[str, Any]:
     config.check()
     console = console or make_console()
-    device = choose_device(config.device)
     if loaded is None:
         loaded = load(config.checkpoint, score_threshold=config.score_threshold, max_detections=config.max_detections)
     model, info = loaded.model, loaded.info
+    device = device_for(model, config.device)
     model.place(device)
     resize = config.resize or info.resize
     if resize != info.resize:

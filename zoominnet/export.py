@@ -32,7 +32,7 @@ from zoominnet.engine.checkpoint import ModelInfo, load_model
 from zoominnet.engine.checkpoint.model_file import save_model
 from zoominnet.engine.inference import cost_of
 from zoominnet.errors import UserError
-from zoominnet.evaluate import EvaluateConfig, evaluate
+from zoominnet.evaluate import COCO_DETECTIONS, EvaluateConfig, evaluate
 from zoominnet.models import RetinaNet
 from zoominnet.models.architectures import SIZE_DIVISOR
 from zoominnet.models.postprocess import PostProcess
@@ -40,13 +40,15 @@ from zoominnet.prediction.detector import PredictOptions
 from zoominnet.prediction.extras import MissingExtraError, extra
 from zoominnet.prediction.inputs import to_pixels
 from zoominnet.prediction.sources import find_files
-from zoominnet.rules import FROM_0_BELOW_1, at_least, at_most, check_fields, multiple_of
+from zoominnet.rules import FROM_0_BELOW_1, at_least, at_most, check_fields, multiple_of, option
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": SUFFIX, "torch-export": ".pt2", "safetensors": ".safetensors"}
 COMPARED = 20
 """Boxes of an image, the best ones, by which a file is compared with the model."""
 CANDIDATES = PostProcess.candidates
+OF_A_GRAPH = ("postprocess", "conf", "iou", "max_det", "input", "image_size", "dynamic_size", "batch", "opset")
+"""Options that weights alone do not have."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,16 @@ class ExportConfig:
             raise UserError(f"--out {self.file}: there is no folder {self.file.parent}; make it, or name another file")
         if self.int8 and self.format != "onnx":
             raise UserError(f"--int8: is of --format onnx, not {self.format}; leave it out")
+        if self.format == "safetensors":
+            theirs = [name for name in OF_A_GRAPH if getattr(self, name) != getattr(ExportConfig, name)]
+            if theirs:
+                raise UserError(
+                    f"{option(theirs[0])}: is of a graph, and --format safetensors has weights alone; leave it out"
+                )
+        if self.data is not None and self.format != "onnx":
+            raise UserError(f"--data: AP is measured of --format onnx, not {self.format}; leave it out")
+        if self.data is not None and self.postprocess == "inside" and self.max_det < COCO_DETECTIONS:
+            raise UserError(f"--max-det: {self.max_det}, and AP of --data needs at least {COCO_DETECTIONS}")
         if self.int8 and self.half:
             raise UserError("--int8: --half is another precision; leave one of them out")
         if self.int8 and self.data is None and not self.calibrate:
@@ -152,15 +164,16 @@ def export(config: ExportConfig, *, console: Console | None = None) -> dict[str,
         console: where to say what goes on; None is standard output.
 
     Returns:
-        "file", "bytes", "contract" (what it takes and gives; None of weights alone), "difference" ("boxes" px and "scores"
-        over the best boxes of drawn scenes; None where it cannot be run here) and "AP" (by what was measured, with --data).
+        "file", "bytes", "contract" (what it takes and gives; None of weights alone), "difference" (the largest in "boxes" px
+        and "scores" of the model's best boxes in a few images, "of" so many, of which "missed" have no counterpart; None where
+        the file cannot be run here) and "AP" (by what was measured, with --data).
 
     Raises:
         UserError: an option or a file that cannot be used, or a package that is not there, in one line.
 
     Example:
         >>> zoominnet.export(zoominnet.ExportConfig("runs/fa", out="fa.onnx"))["difference"]
-        {'boxes': 7.6e-06, 'scores': 6.6e-07}
+        {'boxes': 1.5e-05, 'scores': 3.9e-07, 'missed': 0, 'of': 80}
     """
     config.check()
     console = console or make_console()
@@ -321,7 +334,7 @@ class _Written:
         )
 
     def _measured(self, folder: Path, file: Path) -> dict[str, float]:
-        """AP of the model and of the file, said in two lines."""
+        """AP of the model and of the file, and of int8 that of the file before it, each said in a line."""
         files = {f"{self.config.model}, by PyTorch": self.config.model}
         if self.config.int8:
             files["as ONNX in float32"] = folder / f"{file.stem}.float32.onnx"

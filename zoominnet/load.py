@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zoominnet.command import choose_device
-from zoominnet.deployment.runtime import SUFFIX, load_onnx
+from zoominnet.deployment import SUFFIX, OnnxModel, load_onnx
 from zoominnet.engine.checkpoint import load_model
+from zoominnet.models.interfaces import DetectionModel
 from zoominnet.prediction import Detector
 
 
@@ -38,4 +41,15 @@ def load(path: str | Path, *, device: str = "cpu", **options: Any) -> Detector:
     """
     path = Path(path)
     model, info = load_onnx(path, **options) if path.suffix == SUFFIX else load_model(path, **options)
-    return Detector(model, info, path).place(choose_device(device))
+    return Detector(model, info, path).place(device_for(model, device))
+
+
+def device_for(model: DetectionModel, name: str) -> torch.device:
+    """The device of --device for a model: "auto" is cuda where there is one and what runs the model can use it.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    if name == "auto" and isinstance(model, OnnxModel) and not model.runs_on_cuda:
+        return torch.device("cpu")
+    return choose_device(name)

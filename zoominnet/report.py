@@ -37,6 +37,7 @@ from zoominnet.deployment import known_cost
 from zoominnet.engine.inference import undecodable_warning
 from zoominnet.errors import UserError
 from zoominnet.evaluation import measure_latency
+from zoominnet.load import device_for
 from zoominnet.prediction.extras import extra
 from zoominnet.reporting.material import Material, Run, evenly, labels_of, measure, open_validation, read_run
 from zoominnet.reporting.page import make_page
@@ -162,7 +163,7 @@ def report(config: ReportConfig, *, console: Console | None = None) -> Path:
     first = runs[0]
     for run in runs:
         check_same_classes(f"{run.path}", run.detector.class_names, first.detector.class_names, f"{first.path}")
-        run.detector.place(device)
+        run.detector.place(device_for(run.detector.model, config.device))
         for note in run.notes:
             say(f"{run.label}: {note}", "yellow")
     data_config = data_of(config, first.config)

@@ -112,6 +112,19 @@ def test_evaluate_scores_as_the_model(made: tuple[Path, dict[str, Any]]) -> None
 
 
 @pytest.mark.slow
+def test_auto_is_a_device_that_onnxruntime_has(
+    made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU whose onnxruntime is without CUDA, the default runs, and --device cuda says why it does not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert zoominnet.load(made[0], device="auto").device == torch.device("cpu")
+    with pytest.raises(UserError, match="is without CUDA; pip install onnxruntime-gpu, or use --device cpu"):
+        zoominnet.load(made[0], device="cuda")
+
+
+@pytest.mark.slow
 def test_the_example_of_the_page(
     made: tuple[Path, dict[str, Any]],
     tmp_path: Path,
@@ -261,6 +274,15 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (("demo-fa", *out, "--image-size", "100"), "--image-size: 100 is not a multiple of 32"),
         (("demo-fa", *out, "--max-det", "2000"), "--max-det: 2000 is over 1000"),
         (("demo-fa", "--format", "torch-export", "--out", tmp_path / "a.pt2", "--int8"), "--int8: is of --format onnx"),
+        (
+            ("demo-fa", "--format", "torch-export", "--out", tmp_path / "a.pt2", "--data", "x"),
+            "--data: AP is measured of",
+        ),
+        (
+            ("demo-fa", "--format", "safetensors", "--out", tmp_path / "a.safetensors", "--batch", "2"),
+            "--batch: is of a graph",
+        ),
+        (("demo-fa", *out, "--data", "x", "--max-det", "50"), "--max-det: 50, and AP of --data needs at least 100"),
     ):
         assert line in refusal(capsys, *arguments)
     (tmp_path / "a.onnx").write_bytes(b"mine")

@@ -91,6 +91,11 @@ class OnnxModel:
         """Where onnxruntime computes."""
         return self._device
 
+    @property
+    def runs_on_cuda(self) -> bool:
+        """Whether this onnxruntime can."""
+        return PROVIDERS["cuda"] in self._ort.get_available_providers()
+
     def place(self, device: torch.device) -> OnnxModel:
         """Has onnxruntime compute on `device`.
 
@@ -98,7 +103,7 @@ class OnnxModel:
             DeploymentError: this onnxruntime cannot.
         """
         if device != self._device:
-            if PROVIDERS[device.type] not in self._ort.get_available_providers():
+            if device.type == "cuda" and not self.runs_on_cuda:
                 raise DeploymentError(
                     f"--device {device}: onnxruntime {self._ort.__version__} is without CUDA; pip install onnxruntime-gpu, "
                     "or use --device cpu"

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from zoominnet.command import check_same_classes, left_out_of, make_console, open_data, run_with_options
+from zoominnet.command import check_same_classes, choose_device, left_out_of, make_console, open_data, run_with_options
 from zoominnet.config import MAX_IMAGE_SIZE, MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
 from zoominnet.deployment import known_cost
@@ -185,6 +185,7 @@ def evaluate(
 
 def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console | None) -> dict[str, Any]:
     config.check()
+    choose_device(config.device)  # what is wrong with it is said before a model is read
     console = console or make_console()
     if loaded is None:
         loaded = load(config.checkpoint, score_threshold=config.score_threshold, max_detections=config.max_detections)

@@ -33,6 +33,7 @@ from zoominnet.rules import (
     check_fields,
     multiple_of,
     option,
+    option_words,
 )
 
 LARGEST_FLOAT32 = 3.4e38
@@ -553,20 +554,5 @@ PROFILES: dict[Profile, TrainConfig] = {
 
 def words_of(config: TrainConfig) -> list[str]:
     """The command line of ``python -m zoominnet.train`` that asks for a configuration."""
-    default = PROFILES[config.profile]
-    words = [] if config.profile == "paper" else ["--profile", config.profile]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("profile", "resume") or value == getattr(default, field.name):
-            continue
-        name = option(field.name)
-        if isinstance(value, bool):
-            words.append(name if value else name.replace("--", "--no-", 1))
-        else:
-            words += [name, *map(str, flat(value))]
-    return words
-
-
-def flat(value: Any) -> list[Any]:
-    """The values in a tuple of values and tuples."""
-    return [each for part in value for each in flat(part)] if isinstance(value, tuple) else [value]
+    profile = [] if config.profile == "paper" else ["--profile", config.profile]
+    return [*profile, *option_words(config, PROFILES[config.profile], but=("profile", "resume"))]

@@ -42,7 +42,7 @@ from zoominnet.prediction.extras import extra
 from zoominnet.reporting.material import Material, Run, evenly, labels_of, measure, open_validation, read_run
 from zoominnet.reporting.page import make_page
 from zoominnet.reporting.sections import SECTIONS
-from zoominnet.rules import FROM_0_BELOW_1, at_least, at_most, check_fields
+from zoominnet.rules import FROM_0_BELOW_1, at_least, at_most, check_fields, option_words
 
 if TYPE_CHECKING:
     SectionName: TypeAlias = str
@@ -314,17 +314,7 @@ def facts_of(config: ReportConfig, material: Material, device: torch.device) -> 
 
 def words_of_report(config: ReportConfig) -> list[str]:
     """The command line that asks for a report."""
-    words = [str(path) for path in config.runs]
-    for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        if each.name == "runs" or value == each.default:
-            continue
-        name = f"--{each.name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(name)
-        else:
-            words += [name, *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
+    return [*map(str, config.runs), *option_words(config, ReportConfig(config.runs), but=("runs",))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from zoominnet.errors import UserError
@@ -47,6 +47,26 @@ FROM_0_BELOW_1 = Rule(lambda value: 0 <= value < 1, "is not in [0, 1)")
 def option(field: str) -> str:
     """The command line's name of a field."""
     return f"--{field.replace('_', '-')}"
+
+
+def option_words(options: Any, default: Any, but: Collection[str] = ()) -> list[str]:
+    """The words of the command line for the fields, but for those of `but`, in which `options` differs from `default`."""
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in but or value == getattr(default, field.name):
+            continue
+        name = option(field.name)
+        if isinstance(value, bool):
+            words.append(name if value else name.replace("--", "--no-", 1))
+        else:
+            words += [name, *map(str, flat(value))]
+    return words
+
+
+def flat(value: Any) -> list[Any]:
+    """The values in a tuple of values and tuples."""
+    return [each for part in value for each in flat(part)] if isinstance(value, tuple) else [value]
 
 
 def beside_fields(options: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from zoominnet.config import MAY_CHANGE, PROFILES, TrainConfig, flat
+from zoominnet.config import MAY_CHANGE, PROFILES, TrainConfig
 from zoominnet.reproduction.plan import Item, Row
 from zoominnet.reproduction.runs import Run
-from zoominnet.rules import beside_fields, option
+from zoominnet.rules import beside_fields, flat, option
 
 NO_MATTER_OF_PROTOCOL = (
     "profile",

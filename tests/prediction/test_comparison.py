@@ -77,8 +77,13 @@ def test_an_activation_is_brightest_where_the_map_is_largest() -> None:
     shown = np.asarray(activation(detector, pixels), dtype=np.int64).sum(axis=-1)
     cell = TILE_PX // values.shape[-1]
     by_cell = torch.from_numpy(shown[cell // 2 :: cell, cell // 2 :: cell])
-    assert int(by_cell.argmax()) == int(values.argmax())
-    assert int(by_cell.argmin()) == int(values.argmin())
+    # The extreme twentieths are one colour, the others in their order.
+    order = values.flatten().argsort()
+    darkest, between, brightest = by_cell.flatten()[order].split([51, 922, 51])
+    assert (darkest == by_cell.min()).all()
+    assert (brightest == by_cell.max()).all()
+    assert (between.diff() >= 0).all()
+    assert len(between.unique()) > 100
 
 
 def test_no_box_no_key_position() -> None:

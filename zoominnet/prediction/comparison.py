@@ -25,6 +25,7 @@ from zoominnet.prediction.result import Result
 
 TILE_PX = 384
 MARGIN_PX, TITLE_PX = 6, 22
+TWENTIETH = 0.05
 MIN_OBJECTS = 8
 """Of a scene that is shown."""
 CONF = 0.05
@@ -151,7 +152,7 @@ def masks_of(
 
 
 def activation(detector: Detector, pixels: Tensor) -> Image.Image:
-    """:func:`activation_map` in colours, from its smallest value, dark, to its largest, bright."""
+    """:func:`activation_map` in colours, dark to bright."""
     return coloured(activation_map(detector, pixels)).resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST)
 
 
@@ -162,16 +163,17 @@ def coloured(values: Tensor) -> Image.Image:
 
 @torch.no_grad()
 def activation_map(detector: Detector, pixels: Tensor) -> Tensor:
-    """The finest map of a model for an image, uint8 [3, height, width]: the mean of its channels' absolute values, [H, W],
-    brought from its own smallest and largest to 0..1."""
+    """The finest map of a model for an image, uint8 [3, height, width]: the mean of its channels' absolute values, [H, W], its
+    own range brought to 0..1. The least and the greatest twentieth of the cells are 0 and 1: where no mask has it learn,
+    a student's map may be many times as large as elsewhere."""
     size = detector.image_size
     geometry = ResizeGeometry.fit(pixels.shape[-1], pixels.shape[-2], size, detector.info.resize)
     model = detector.model
     assert isinstance(model, RetinaNet)
     image = resize_image(pixels, geometry)[None].to(model.mean.device).float() / 255
     values = model.features(image)[0][0].float().abs().mean(dim=0).cpu()
-    values -= values.min()
-    return values / values.max().clamp(min=1e-12)
+    low, high = values.quantile(torch.tensor([TWENTIETH, 1 - TWENTIETH]))
+    return ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
 
 def grid(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], class_names: Sequence[str] = ()) -> Image.Image:

@@ -21,9 +21,9 @@ def build(material: Material) -> str:
         raise NotShown("none of these models can be looked into: they are ONNX files")
     order = sorted(seen, key=lambda i: (runs[i].is_student, runs[i].distils))
     about = (
-        "The mean size of the channels at each cell of a model's finest map, from its own smallest value (dark) to its own "
-        "largest (bright): teachers first, then students without, then with distillation. A student is to be bright where its "
-        "teacher is."
+        "The mean size of the channels at each cell of a model's finest map, from its own small values (dark) to its own large "
+        "ones (bright; the outer twentieths are one colour): teachers first, then students without, then with distillation. A "
+        "student is to be bright where its teacher is, at the key positions."
     )
     parts = [paragraph(about)]
     if all(run.is_student for run in runs):

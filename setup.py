@@ -1,7 +1,8 @@
 """Build of ZoomInNet. Everything but the packages' map and the compiled libraries is in pyproject.toml.
 
-Environment variable ZOOMINNET_BUILD: `none`; `cpu`, the C++ library; `cuda`, that and the CUDA library; or `auto` (the
-default), what torch and the compilers at hand can build. A visible GPU has no part in it.
+Environment variables: ZOOMINNET_BUILD: `none`; `cpu`, the C++ library; `cuda`, that and the CUDA library; or `auto` (the
+default), what torch and the compilers at hand can build. A visible GPU has no part in it. ZOOMINNET_CUDA_ARCHS: for which
+GPUs, such as `90` or `86,90` (compute capability without its point); by default all of `GPUS`, which takes minutes.
 """
 
 import importlib.util
@@ -90,6 +91,18 @@ def decide() -> dict[str, str]:
     return states
 
 
+def architectures(known: list[str]) -> list[str]:
+    """The GPUs to build for, of those whose code nvcc knows; `known` is empty where it does not tell."""
+    asked = os.environ.get("ZOOMINNET_CUDA_ARCHS", "").replace(",", " ").split()
+    if wrong := [gpu for gpu in asked if gpu not in GPUS]:
+        raise SystemExit(f"ZOOMINNET_CUDA_ARCHS: {wrong[0]!r} is none of {', '.join(GPUS)}")
+    # The first toolkits of CUDA 12 know none after 90.
+    gpus = [gpu for gpu in GPUS if gpu in (asked or GPUS) and (not known or f"sm_{gpu}" in known)]
+    if not gpus:
+        raise SystemExit(f"ZOOMINNET_CUDA_ARCHS: this nvcc knows none of {', '.join(asked or GPUS)}")
+    return gpus
+
+
 def extension(device: str) -> Extension:
     """The library of a device: plain shared object, LibTorch's stable ABI of torch 2.11, no Python in it."""
     import torch
@@ -113,8 +126,7 @@ def extension(device: str) -> Extension:
         libraries += ["torch_cuda", "cudart"]
         nvcc_path = Path(CUDA_HOME or "", "bin", "nvcc")
         known = subprocess.run([nvcc_path, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-        # The first toolkits of CUDA 12 know none after 90.
-        gpus = [gpu for gpu in GPUS if not known or f"sm_{gpu}" in known]
+        gpus = architectures(known)
         nvcc += [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
         nvcc += [f"-gencode=arch=compute_{gpu},code=compute_{gpu}" for gpu in gpus[-1:]]
         cxx += [f'-DZOOMINNET_GPUS="{",".join(gpus)}"']

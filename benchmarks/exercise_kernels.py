@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -193,13 +195,20 @@ def tolerances(name: str, want: Tensor) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    device = parser.parse_args().device
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="each Nth case, from I")
+    parser.add_argument("--jobs", type=int, default=1, help="so many parts at once, in processes of their own")
+    options = parser.parse_args()
+    device = options.device
+    if options.jobs > 1:
+        exercise_at_once(device, options.jobs)
+        return
     states = available_backends(torch.device(device).type)
     backends = [name for name in ("native", "triton") if all(states[op][name] == "ok" for op in states)]
     if not backends:
         raise SystemExit(f"exercise_kernels: no fast backend runs on {device}: {states['akdp_mask']}")
     count = 0
-    for name, run in itertools.chain(anchor_cases(), map_cases(), focal_cases()):
+    cases = itertools.chain(anchor_cases(), map_cases(), focal_cases())
+    for name, run in itertools.islice(cases, options.part[0], None, options.part[1]):
         expected = run("reference", "cpu")
         for backend in backends:
             for got, want in zip(run(backend, device), expected, strict=True):
@@ -214,6 +223,22 @@ def main() -> None:
                 )
             count += 1
     print(f"{count} cases agree with the reference on {device}: {', '.join(backends)}")
+
+
+def exercise_at_once(device: str, jobs: int) -> None:
+    """Each part in a process of its own: most of the time goes into compiling."""
+    command = [sys.executable, __file__, "--device", device, "--part"]
+    parts = [
+        subprocess.Popen([*command, str(i), str(jobs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(jobs)
+    ]
+    said = [part.communicate()[0].strip() for part in parts]
+    print("\n".join(said))
+    if any(part.returncode for part in parts):
+        raise SystemExit(1)
+    last = [each.splitlines()[-1] for each in said]
+    count = sum(int(each.split()[0]) for each in last)
+    print(f"{count} {last[0].partition(' ')[2]}")
 
 
 if __name__ == "__main__":

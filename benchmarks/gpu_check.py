@@ -55,6 +55,7 @@ GPU_FAULTS = ("f01", "f10", "f11", "f12", "f13", "f16", "f21", "f25")
 """Faults that have a test on a GPU, see docs/faults.md."""
 CPU_TESTS = ("cuda_sources", "native_cpu", "triton")
 """Of the kernels' tests those that need no GPU, and take long."""
+FAST = ("native", "triton")
 RAN, BAD = ("passed", "failed"), ("failed", "left out", "not run")
 TAIL = 60
 """Lines of a failed step's output that the report shows."""
@@ -63,6 +64,11 @@ TAIL = 60
 def now() -> str:
     """The time, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def exit_status(status: int) -> tuple[str, str]:
+    """The outcome of a command, and what is wrong, by its exit status alone."""
+    return ("failed", f"exit status {status}") if status else ("passed", "")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Step:
         reads: files that the command gets as further arguments, those that are there; one must be.
         leaves: the file that it makes. What an earlier run left is removed, so that it cannot be taken for this one's.
         flaw: looks at what the command left behind; gives what is wrong with it, or an empty string.
+        judge: of the exit status the outcome, and what is wrong; `flaw` is asked where that is nothing.
+        within: further arguments of a command that keeps to a time by itself, of the seconds that it has.
     """
 
     name: str
@@ -88,6 +96,8 @@ class Step:
     reads: tuple[Path, ...] = ()
     leaves: Path | None = None
     flaw: Callable[[], str] = lambda: ""
+    judge: Callable[[int], tuple[str, str]] = exit_status
+    within: Callable[[float], list[str]] = lambda seconds: []
 
 
 @dataclass(frozen=True)
@@ -114,20 +124,21 @@ def run_step(step: Step, log: Path, left: float = math.inf) -> Outcome:
         return Outcome(step.name, "not run", 0.0, "time", step.command, "")
     if step.leaves is not None:
         step.leaves.unlink(missing_ok=True)
-    start, outcome, command = time.monotonic(), "failed", [*step.command, *read]
+    start, command = time.monotonic(), [*step.command, *step.within(min(step.limit, left)), *read]
     with log.open("w", encoding="utf-8", errors="replace") as file:
         try:
-            status = run_command(command, environment_of(step), file, min(step.limit, left))
-            detail = f"exit status {status}" if status else step.flaw()
+            outcome, detail = step.judge(run_command(command, environment_of(step), file, min(step.limit, left)))
+            if outcome == "passed" and (flaw := step.flaw()):
+                outcome, detail = "failed", flaw
         except subprocess.TimeoutExpired:
-            detail = f"still running after {step.limit:.0f} s"
+            outcome, detail = "failed", f"still running after {step.limit:.0f} s"
             if left < step.limit:
                 outcome, detail = "not run", f"time: not done in the {left:.0f} s that --limit left"
         except OSError as error:
-            detail = f"cannot be run: {error}"
+            outcome, detail = "failed", f"cannot be run: {error}"
     seconds = time.monotonic() - start
     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
-    return Outcome(step.name, outcome if detail else "passed", seconds, detail, command, tail if detail else "")
+    return Outcome(step.name, outcome, seconds, detail, command, "" if outcome == "passed" else tail)
 
 
 def run_command(command: list[str], environment: dict[str, str], output: IO[str], limit: float) -> int:
@@ -171,7 +182,7 @@ def passed_in(report: Path) -> list[str]:
 def flaw_of_tests(report: Path) -> str:
     """What is wrong with a JUnit report of the kernels' tests: each fast backend must have been tested on CUDA."""
     passed = passed_in(report)
-    untested = [name for name in ("native", "triton") if not any(f"{name}-cuda" in case for case in passed)]
+    untested = [name for name in FAST if not any(f"{name}-cuda" in case for case in passed)]
     return f"no test ran on CUDA with {' and '.join(untested)}" if untested else ""
 
 
@@ -189,7 +200,7 @@ def flaw_of_benchmarks(report: Path) -> str:
     """What is wrong with a report of pytest-benchmark: each fast backend must have been timed on CUDA."""
     infos = [benchmark["extra_info"] for benchmark in json.loads(report.read_text(encoding="utf-8"))["benchmarks"]]
     timed = {name for info in infos if info.get("device") == "cuda" for name in info.get("rivals", {})}
-    untimed = [name for name in ("native", "triton") if name not in timed]
+    untimed = [name for name in FAST if name not in timed]
     return f"no benchmark ran on CUDA with {' and '.join(untimed)}" if untimed else ""
 
 
@@ -198,14 +209,32 @@ def flaw_of_exercise(log: Path) -> str:
     found = re.search(
         r"cases agree with the reference on cuda: (.*)", log.read_text(encoding="utf-8", errors="replace")
     )
-    absent = [name for name in ("native", "triton") if found is None or name not in found.group(1)]
+    absent = [name for name in FAST if found is None or name not in found.group(1)]
     return f"nothing ran on CUDA with {' and '.join(absent)}" if absent else ""
 
 
 def lacking(modules: Sequence[str]) -> str:
     """Why what needs these modules is left out; empty where all are there."""
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    absent = [name for name in dict.fromkeys(modules) if importlib.util.find_spec(name) is None]
     return f"there is no module {', '.join(absent)}; pip install -r requirements.lock brings all" if absent else ""
+
+
+def sanitizer(kind: str, log: Path, limit: float, missing: str = "") -> Step:
+    """The small inputs under a tool of compute-sanitizer, which prints into `log`."""
+    tool = shutil.which("compute-sanitizer", path=search_path())
+    if not tool:
+        missing = missing or "there is no compute-sanitizer on the path; it comes with the CUDA toolkit"
+    return Step(
+        kind,
+        [
+            *(tool or "compute-sanitizer", f"--tool={kind}", f"--error-exitcode={FAILED_SANITIZER}"),
+            *(sys.executable, "benchmarks/exercise_kernels.py"),
+        ],
+        limit,
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        missing=missing,
+        flaw=lambda: flaw_of_exercise(log),
+    )
 
 
 def all_steps(out: Path) -> list[Step]:
@@ -215,19 +244,6 @@ def all_steps(out: Path) -> list[Step]:
     tests, faults = out / "tests.xml", out / "faults.xml"
     kernels, models = out / "benchmarks.json", out / "models.json"
     on_cpu = [f"tests/kernels/test_{name}.py" for name in CPU_TESTS]
-    tool = shutil.which("compute-sanitizer", path=search_path())
-    no_tool = "" if tool else "there is no compute-sanitizer on the path; it comes with the CUDA toolkit"
-
-    def sanitize(kind: str) -> Step:
-        command = [tool or "compute-sanitizer", f"--tool={kind}", f"--error-exitcode={FAILED_SANITIZER}"]
-        return Step(
-            kind,
-            [*command, python, "benchmarks/exercise_kernels.py"],
-            1800,
-            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            missing=no_tool,
-            flaw=lambda: flaw_of_exercise(out / f"{kind}.log"),
-        )
 
     def benchmark(name: str, files: Sequence[str], modules: Sequence[str], results: Path) -> Step:
         command = [*pytest, *(f"benchmarks/bench_{file}.py" for file in files), "--device=cuda", "--benchmark-only"]
@@ -258,7 +274,7 @@ def all_steps(out: Path) -> list[Step]:
             leaves=faults,
             flaw=lambda: flaw_of_faults(faults),
         ),
-        *map(sanitize, SANITIZERS),
+        *(sanitizer(kind, out / f"{kind}.log", 1800) for kind in SANITIZERS),
         benchmark(
             "benchmarks",
             ("akdp_mask", "max_iou_assign", "pa_l2_loss", "sigmoid_focal_loss", "upsample_nearest2x"),
@@ -453,20 +469,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for step in steps:
             if step.leaves is not None:
                 step.leaves.unlink(missing_ok=True)
-    outcomes: dict[str, str] = {}
+    outcomes = run_steps([step for step in steps if step.name in options.only], report, out, end)
+    print(f"gpu-check {report.content['result']}; see {out / 'report.md'}")
+    return status_of(outcomes)
+
+
+def run_steps(
+    steps: Sequence[Step],
+    report: Report,
+    logs: Path,
+    end: float,
+    after: Callable[[Step], None] = lambda step: None,
+) -> list[Outcome]:
+    """Runs steps until `end`, of `time.monotonic`; where the one named "build" fails, no other one.
+
+    Args:
+        steps: in their order.
+        report: gets each outcome.
+        logs: the folder of what they print.
+        end: when the last one is stopped.
+        after: called behind each, before its outcome is in the report.
+    """
+    outcomes: list[Outcome] = []
     for step in steps:
-        if step.name not in options.only:
-            continue
-        if outcomes.get("build") == "failed":
+        if ("build", "failed") in [(each.name, each.outcome) for each in outcomes]:
             outcome = Outcome(step.name, "not run", 0.0, "the build failed", step.command, "")
         else:
             print(f"{step.name}: {' '.join(step.command)}", flush=True)
-            outcome = run_step(step, out / f"{step.name}.log", end - time.monotonic())
-        outcomes[step.name] = outcome.outcome
+            outcome = run_step(step, logs / f"{step.name}.log", end - time.monotonic())
+        outcomes.append(outcome)
+        after(step)
         report.add(outcome)
         print(f"{step.name}: {outcome.outcome} {outcome.detail}".rstrip(), flush=True)
-    print(f"gpu-check {report.content['result']}; see {out / 'report.md'}")
-    found = set(outcomes.values())
+    return outcomes
+
+
+def status_of(outcomes: Sequence[Outcome]) -> int:
+    """The exit status."""
+    found = {outcome.outcome for outcome in outcomes}
     return 1 if "failed" in found else 3 if found - {"passed"} else 0
 
 

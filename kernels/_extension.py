@@ -124,6 +124,6 @@ def _flaw_of_gpus(built: list[int]) -> str | None:
         return None
     names = ", ".join(f"sm_{gpu}" for gpu in built)
     return (
-        f"was built for other GPUs ({names}) than sm_{own[-1]}, which is here; see that GPUS in setup.py has"
-        f' "{own[-1]}", then {_REBUILD}'
+        f"was built for other GPUs ({names}) than sm_{own[-1]}, which is here; unset ZOOMINNET_CUDA_ARCHS, see"
+        f' that GPUS in setup.py has "{own[-1]}", then {_REBUILD}'
     )

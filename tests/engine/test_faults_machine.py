@@ -439,7 +439,8 @@ def test_f21_a_library_for_other_gpus_is_refused(
     gpu = f"{here[0][0]}{here[0][1]}"
     assert reason.startswith(f"unusable: {tmp_path}")
     assert reason.endswith(f" ({', '.join(f'sm_{each}' for each in built.split(','))}) than sm_{gpu}, which is here")
-    assert remedy.startswith(f'see that GPUS in setup.py has "{gpu}", then run pip install ')
+    wanted = f'unset ZOOMINNET_CUDA_ARCHS, see that GPUS in setup.py has "{gpu}", then run pip install '
+    assert remedy.startswith(wanted)
 
 
 @pytest.mark.gpu
@@ -454,7 +455,7 @@ def test_f21_a_library_without_code_for_this_gpu(
     later = b"9" * (end - start)  # one GPU, of a long name
     (tmp_path / _extension.LIBRARIES["cuda"]).write_bytes(whole[:start] + later + whole[end:])
     error = refused_fused_kernels(tmp_path, monkeypatch, capsys, "cuda")
-    assert re.search(r" than sm_\d+, which is here; see that GPUS in setup\.py has ", error)
+    assert re.search(r" than sm_\d+, which is here; unset ZOOMINNET_CUDA_ARCHS, see that GPUS in setup\.py ", error)
 
 
 # Exit statuses and users' errors

@@ -81,6 +81,17 @@ def test_only_gpus_that_nvcc_knows_are_named(tmp_path: Path) -> None:
     ]
 
 
+def test_the_gpus_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOOMINNET_CUDA_ARCHS", "90, 86")
+    assert [option for option in nvcc_options() if option.startswith("-gencode")] == [
+        *(f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in (86, 90)),
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    monkeypatch.setenv("ZOOMINNET_CUDA_ARCHS", "9.0")
+    with pytest.raises(SystemExit, match=r"^ZOOMINNET_CUDA_ARCHS: '9\.0' is none of 75, 80"):
+        nvcc_options()
+
+
 def packs_read_together(ptx: str) -> list[int]:
     """Of each kernel of the loss that reads packs: how many of them are on their way before it subtracts, at the most; with
     up to two of the mask."""

@@ -290,6 +290,7 @@ def check_steps(day: Day) -> list[Step]:
 def tune_steps(day: Day) -> list[Step]:
     files = ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x", "sigmoid_focal_loss")
     tool = shutil.which("ncu", path=search_path())
+    variants = any(ROOT.glob("build/variants/*/*.so"))
     kernels = [sys.executable, "benchmarks/profile_kernels.py", "--device", day.device]
     profiler = [tool or "ncu", "--profile-from-start", "off", "--clock-control", "none"]
     profiler += [part for section in PROFILED for part in ("--section", section)]
@@ -298,6 +299,21 @@ def tune_steps(day: Day) -> list[Step]:
         build_step(day),
         benchmark_step(day, "benchmarks", [f"benchmarks/bench_{name}.py" for name in files], 330, BENCHMARK_TOOLS),
         tables_step(day, "benchmarks"),
+        Step(
+            "variants",
+            [
+                sys.executable,
+                "benchmarks/variants.py",
+                "time",
+                "--device",
+                day.device,
+                *(["--tiny"] if day.rehearsed else []),
+            ],
+            120,
+            {"PYTHONPATH": str(ROOT)},
+            missing="" if day.rehearsed or variants else "there is none; benchmarks/variants.py build makes them",
+            within=lambda seconds: [f"--json={day.out / 'variants.json'}"],
+        ),
         Step(
             "profile",
             [*kernels, "--tiny"] if day.rehearsed else [*profiler, *kernels],

@@ -10,34 +10,51 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from shapes import BOX_SHAPES, FOCAL_SHAPES, LOSS_SHAPES, UPSAMPLE_SHAPES
+from torch import Tensor
 
-from zoominnet.kernels import akdp_mask, available_backends, max_iou_assign, pa_l2_loss, upsample_nearest2x
-from zoominnet.kernels import sigmoid_focal_loss as focal_loss
+from zoominnet.kernels import (
+    akdp_mask,
+    available_backends,
+    max_iou_assign,
+    pa_l2_loss,
+    sigmoid_focal_loss,
+    upsample_nearest2x,
+)
 
 CALLS = 3
 """Before the one that is profiled."""
 
 
-def kernels(device: str, size: str) -> Iterator[tuple[str, Callable[[str], object]]]:
-    """Each operator's name, and what calls it by a backend; forward and backward where there is a gradient."""
+def kernels(device: str, size: str) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    """Each operator's name, and what calls it by a backend and gives its result: with the gradient, where there is one."""
     boxes = BOX_SHAPES[size]["1024 px, 16 images"]
     grids, images = boxes.grids(device), boxes.gt_boxes(device)
     yield "akdp_mask", lambda backend: akdp_mask(grids, images, backend=backend)
     yield "max_iou_assign", lambda backend: max_iou_assign(grids, images, backend=backend)
     loss = LOSS_SHAPES[size]["LA, P3"]
     student, teacher, mask = loss.small(device).requires_grad_(), loss.large(device), loss.mask(device)
-    yield "pa_l2_loss", lambda backend: pa_l2_loss(student, teacher, mask, backend=backend).backward()
+    yield "pa_l2_loss", lambda backend: with_gradient(pa_l2_loss(student, teacher, mask, backend=backend), [student])
     up = UPSAMPLE_SHAPES[size]["P3"]
-    small, large = up.small(device).requires_grad_(), up.large(device)
-    gradient = up.large(device, seed=2)
-    yield "upsample_nearest2x", lambda backend: upsample_nearest2x(small, large, backend=backend).backward(gradient)
+    small, large, gradient = up.small(device).requires_grad_(), up.large(device), up.large(device, seed=2)
+    yield (
+        "upsample_nearest2x",
+        lambda backend: with_gradient(upsample_nearest2x(small, large, backend=backend), [small], gradient),
+    )
     focal = FOCAL_SHAPES[size]["fa, 512 px, 4 images"]
     logits = [level.requires_grad_() for level in focal.levels(device)]
     assigned, labels = focal.assigned(device), focal.labels(device)
-    yield "sigmoid_focal_loss", lambda backend: focal_loss(logits, assigned, labels, backend=backend).backward()
+    yield (
+        "sigmoid_focal_loss",
+        lambda backend: with_gradient(sigmoid_focal_loss(logits, assigned, labels, backend=backend), logits),
+    )
+
+
+def with_gradient(out: Tensor, leaves: list[Tensor], gradient: Tensor | None = None) -> list[Tensor]:
+    return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
 
 
 def main() -> None:

@@ -15,14 +15,15 @@ from zoominnet.reproduction.runs import Run
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#ee8866", "#44bb99", "#99aa00")
 """In turn, for each row and the rows whose gain is over it: tell apart without red and green (Tol's palettes)."""
-
+MARKERS = "os^Dv<>Ph*"
+"""Of the rows of one colour, in turn."""
 IMAGES_SHOWN = 3
 
 
 def draw_results(results: dict[str, Any], file: Path) -> None:
     """Writes a PNG: AP over GFLOPs with its standard deviation, and AP over epochs, the mean of the seeds.
 
-    A row whose gain is over another has that one's colour, and a filled dot and a full line in the place of an empty and
+    A row whose gain is over another has that one's colour, and a filled mark and a full line in the place of an empty and
     a dashed one.
 
     Args:
@@ -36,21 +37,26 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     figure = extra("matplotlib.figure", "the picture of a table").Figure(figsize=(13, 5.5), layout="constrained")
     costs, curves = figure.subplots(1, 2)
     colours = colours_of(rows)
-    for row, colour in zip(rows, colours, strict=True):
+    for n, (row, colour) in enumerate(zip(rows, colours, strict=True)):
         over = "against" in row
         ap, spread = row["mean"]["AP"], row["standard_deviation"].get("AP", 0)
         fill = colour if over else "white"
+        alike = sum(each == colour and "against" in other for each, other in zip(colours[:n], rows[:n], strict=True))
+        mark = MARKERS[alike % len(MARKERS)] if over else "o"
         costs.errorbar(
-            row["gflops"], ap, yerr=spread, fmt="o", color=colour, mfc=fill, ms=7, capsize=3, label=row["label"]
+            row["gflops"], ap, yerr=spread, fmt=mark, color=colour, mfc=fill, ms=7, capsize=3, label=row["label"]
         )
         epochs, means = mean_curve(row["runs"])
-        curves.plot(epochs, means, "o-" if over else "o--", color=colour, mfc=fill, ms=4, label=row["label"])
+        style = "-" if over else "--"
+        curves.plot(epochs, means, style, marker=mark, color=colour, mfc=fill, ms=4, label=row["label"])
     costs.set(xlabel="GFLOPs (multiply-adds) of an image", ylabel="AP", xscale="log", ylim=(0, None))
     curves.set(xlabel="share of the training", ylabel="AP on the validation images", xlim=(0, 1.02), ylim=(0, None))
+    for axis in (costs.xaxis.set_major_formatter, costs.xaxis.set_minor_formatter):
+        axis("{x:g}")
     for axes in (costs, curves):
         axes.grid(alpha=0.3)
     figure.legend(*costs.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.suptitle(results["title"])
+    figure.suptitle(results["title"], x=0.01, ha="left")
     figure.savefig(file, dpi=110)
 
 

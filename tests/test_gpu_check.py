@@ -17,33 +17,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from gpu_steps import BENCHMARKS, MACHINE, load, python
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_check.py"
-MACHINE = {
-    "gpus": [{"name": "GPU of the test", "capability": "9.0", "memory_gib": 1.0, "multiprocessors": 1}],
-    "driver": "1.2",
-    "nvcc": "13.0",
-    "cuda": "13.0",
-    "system": "Linux",
-    "processors": 2,
-    "python": "3.11",
-    "packages": {"torch": "2.11"},
-}
+PATH = BENCHMARKS / "gpu_check.py"
 
 
 @pytest.fixture
 def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_check", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+    return load("gpu_check", monkeypatch)
 
 
 def check(

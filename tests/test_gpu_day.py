@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,35 +11,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from gpu_steps import MACHINE, load, python
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 MOST_FILES = 8
-MACHINE = {
-    "gpus": [{"name": "GPU of the test", "capability": "9.0", "memory_gib": 1.0, "multiprocessors": 1}],
-    "driver": "1.2",
-    "nvcc": "13.0",
-    "cuda": "13.0",
-    "system": "Linux",
-    "processors": 2,
-    "python": "3.11",
-    "packages": {"torch": "2.11"},
-}
 
 
 @pytest.fixture
 def gpu_day(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("gpu_check", "gpu_day"):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-    return module
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+    load("gpu_check", monkeypatch)
+    return load("gpu_day", monkeypatch)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -12,21 +11,15 @@ from types import ModuleType
 
 import pytest
 import torch
+from gpu_steps import BENCHMARKS, load
 
 from zoominnet.kernels import _extension
-
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def variants(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("variants", FOLDER / "variants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return load("variants", monkeypatch)
 
 
 def test_each_variant_differs_in_what_it_names(variants: ModuleType, tmp_path: Path) -> None:
@@ -74,7 +67,7 @@ def test_libraries_take_turns(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     library = _extension.LIBRARIES["cpu"]
     shutil.copy(_extension.library_folder() / library, tmp_path / "copy" / library)
-    command = [sys.executable, str(FOLDER / "variants.py"), "time", "--device", "cpu", "--tiny"]
+    command = [sys.executable, str(BENCHMARKS / "variants.py"), "time", "--device", "cpu", "--tiny"]
     command += ["--folder", str(tmp_path), "--json", str(tmp_path / "times.json")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

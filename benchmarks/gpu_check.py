@@ -84,7 +84,7 @@ class Step:
         reads: files that the command gets as further arguments, those that are there; one must be.
         leaves: the file that it makes. What an earlier run left is removed, so that it cannot be taken for this one's.
         flaw: looks at what the command left behind; gives what is wrong with it, or an empty string.
-        judge: of the exit status the outcome, and what is wrong; `flaw` is asked where that is nothing.
+        judge: of the exit status the outcome, and a line about it; `flaw` is asked of what has passed.
         within: further arguments of a command that keeps to a time by itself, of the seconds that it has.
     """
 

@@ -84,19 +84,8 @@ TRAINING = (
 TRAINED = ("teacher", *(f"{student}{cskd}" for student in ("snet", "la", "fa") for cskd in ("", "-cskd")))
 """Of Table 3."""
 TINY_TRAINING = (
-    *(
-        "--backbone",
-        "resnet10-quarter",
-        "--channels",
-        "16",
-        "--weights",
-        "none",
-        "--image-size",
-        "128",
-        "--epochs",
-        "1",
-    ),
-    *("--max-steps", "2", "--val-images", "4", "--batch-size", "2", "--cache", "none"),
+    *("--backbone", "resnet10-quarter", "--channels", "16", "--weights", "none", "--image-size", "128"),
+    *("--epochs", "1", "--max-steps", "2", "--val-images", "4", "--batch-size", "2", "--cache", "none"),
 )
 SHOWN = 4000
 """Characters of the tables that are printed whole."""
@@ -248,8 +237,9 @@ def benchmark_step(day: Day, name: str, what: Sequence[str], limit: float, needs
 
 def tables_step(day: Day, *names: str) -> Step:
     """What is met of the targets."""
-    command = [sys.executable, "benchmarks/report.py", "--out", str(day.out / "benchmarks.md"), "--show"]
-    return Step("tables", command, 60, reads=tuple(day.out / f"{name}.json" for name in names))
+    tables = day.out / "benchmarks.md"
+    command = [sys.executable, "benchmarks/report.py", "--out", str(tables), "--show"]
+    return Step("tables", command, 60, reads=tuple(day.out / f"{name}.json" for name in names), leaves=tables)
 
 
 def sanitizer_step(day: Day, kind: str) -> Step:
@@ -289,36 +279,32 @@ def check_steps(day: Day) -> list[Step]:
 
 def tune_steps(day: Day) -> list[Step]:
     files = ("akdp_mask", "max_iou_assign", "pa_l2_loss", "upsample_nearest2x", "sigmoid_focal_loss")
+    tiny = ["--tiny"] if day.rehearsed else []
+    times, profile = day.out / "variants.json", day.out / "profile.txt"
     tool = shutil.which("ncu", path=search_path())
     variants = any(ROOT.glob("build/variants/*/*.so"))
     kernels = [sys.executable, "benchmarks/profile_kernels.py", "--device", day.device]
     profiler = [tool or "ncu", "--profile-from-start", "off", "--clock-control", "none"]
     profiler += [part for section in PROFILED for part in ("--section", section)]
-    profiler += [f"--log-file={day.out / 'profile.txt'}"]
+    profiler += [f"--log-file={profile}"]
     return [
         build_step(day),
         benchmark_step(day, "benchmarks", [f"benchmarks/bench_{name}.py" for name in files], 330, BENCHMARK_TOOLS),
         tables_step(day, "benchmarks"),
         Step(
             "variants",
-            [
-                sys.executable,
-                "benchmarks/variants.py",
-                "time",
-                "--device",
-                day.device,
-                *(["--tiny"] if day.rehearsed else []),
-            ],
+            [sys.executable, "benchmarks/variants.py", "time", "--device", day.device, f"--json={times}", *tiny],
             120,
             {"PYTHONPATH": str(ROOT)},
             missing="" if day.rehearsed or variants else "there is none; benchmarks/variants.py build makes them",
-            within=lambda seconds: [f"--json={day.out / 'variants.json'}"],
+            leaves=times,
         ),
         Step(
             "profile",
-            [*kernels, "--tiny"] if day.rehearsed else [*profiler, *kernels],
+            [*([] if day.rehearsed else profiler), *kernels, *tiny],
             150,
             missing="" if tool or day.rehearsed else "there is no ncu on the path; it comes with the CUDA toolkit",
+            leaves=profile,
         ),
     ]
 
@@ -423,11 +409,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = rehearsal_machine() if given.rehearse else read_machine()
     out = (given.out or ROOT / "benchmarks" / "results" / "gpu_day" / given.part).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "log.txt").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as work:
         device = "cpu" if given.rehearse else "cuda"
         day = Day(out, Path(work), device, given.data, given.weights, options)
         steps = PARTS[given.part](day)
+        # What an earlier call left must not be taken for this one's.
+        for old in ("log.txt", *KEPT, *(step.leaves.name for step in steps if step.leaves)):
+            (out / old).unlink(missing_ok=True)
         report = Report(out, machine, [step.name for step in steps])
         report.content["steps"] = []
         outcomes = run_steps(steps, report, day.work, begun + given.limit, functools.partial(keep, day))

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from gpu_steps import MACHINE, load, python
+from gpu_steps import BENCHMARKS, MACHINE, load, python
 
 MOST_FILES = 8
 
@@ -58,6 +58,16 @@ def test_the_targets_are_benchmarks(gpu_day: ModuleType) -> None:
     assert set(named) <= set(done.stdout.splitlines()), done.stdout + done.stderr
 
 
+def test_all_targets_of_a_gpu_are_timed(gpu_day: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    targets = {(t.op, t.shape, t.direction) for t in load("report", monkeypatch).TARGETS if t.device == "cuda"}
+    assert len(targets) == len(gpu_day.TARGETS)
+    for op, shape, direction in targets:
+        file = f"{op.split()[0].rstrip(',')}.py::"
+        timed = [name for name in gpu_day.TARGETS if name.startswith(file) and f"{{}}-{shape}" in name]
+        assert any(direction in name or direction == "forward" for name in timed), op
+
+
 def main(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, steps: Any, out: Path, *more: str
 ) -> tuple[int, dict[str, Any]]:
@@ -90,10 +100,11 @@ def test_results_are_there_after_each_step(
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in told[-4:-1]] == [["build", "passed"], ["look", "passed"], ["fails", "failed"]]
     assert told[-1].startswith("gpu_day check: failed: fails; ")
-    # The next call begins a report and a log of its own.
+    # The next call begins with nothing of this one.
     status, report = main(gpu_day, monkeypatch, lambda day: [gpu_day.Step("build", python(""), 60)], out)
     assert (status, report["result"]) == (0, "passed")
     assert "fails" not in (out / "log.txt").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["log.txt", "report.json", "report.md"]
 
 
 def test_a_part_ends_in_time(gpu_day: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -293,8 +293,8 @@ class TrainConfig:
     min(decay, (1 + t) / (10 + t)) after t steps (TensorFlow's ExponentialMovingAverage, num_updates)."""
     amp: Amp = "auto"
     """Mixed precision; losses, IoU and accumulations stay in float32. auto: bf16 where the device computes in it itself and
-    is faster so (GPUs from Ampere on, CPUs with AVX512-BF16 or AMX), else off; written down as what it came to. fp16
-    needs a GPU."""
+    is faster so (GPUs from Ampere on, CPUs with AMX, AMD's with AVX512-BF16), else off; written down as what it came to.
+    fp16 needs a GPU."""
 
     seed: Annotated[int, NOT_NEGATIVE, Rule(lambda seed: seed < 2**63, "is not below 2**63")] = 0
     """Seed of initial weights, order of the images, flips, and of the data where --data-seed is None."""

@@ -197,10 +197,16 @@ def test_reading_a_step_later_changes_nothing(
 
 @pytest.mark.parametrize(
     ("features", "expected"),
-    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True, "avx512_bf16": False}, "off")],
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": False}, "off"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "off"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({}, "off"),
+    ],
 )
-def test_amp_auto_is_what_the_processor_computes_in(
-    features: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_amp_auto_is_what_the_processor_is_fastest_in(
+    features: dict[str, object], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     assert choose_amp("auto", CPU) == expected

@@ -1,4 +1,4 @@
-"""What kind of teacher: of one image size, of both, and one that fuses both (MSAD, Chen et al., CVPR 2021)."""
+"""What kind of teacher: of one image size, of both, and one that fuses both (MSAD, Qi et al., CVPR 2021)."""
 
 from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, TEACHER, TNET_ROW, distilled
 from zoominnet.reproduction.plan import Item, Row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -10,9 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -168,7 +168,11 @@ def test_a_signal_stops_all(runs: list[Run], monkeypatch: pytest.MonkeyPatch) ->
 def test_time_follows_the_multiply_adds(runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one run that is done: three passes of its own model, and one of the teacher where there is one."""
     teacher, c, a, _ = runs
-    gigas: Callable[..., Any] = lambda architecture, *rest: {"teacher": 4.0, "snet": 1.0}[architecture]  # noqa: E731
+
+    def gigas(architecture: str, *rest: object) -> float:
+        assert architecture in ("teacher", "snet")
+        return (cast(int, rest[-1]) / SCALES["small"].config.image_size) ** 2
+
     monkeypatch.setattr("zoominnet.reproduction.estimates.gflops", gigas)
     estimates = Estimates(runs, SCENES)
     assert estimates.seconds(c) is None
@@ -181,6 +185,8 @@ def test_time_follows_the_multiply_adds(runs: list[Run], tmp_path: Path, monkeyp
     assert estimates.work(a) == 3 * 100 * epochs
     assert estimates.work(c) == (3 + 4) * 100 * epochs
     assert estimates.work(teacher) == 3 * 4 * 100 * teacher_epochs
+    both = dataclasses.replace(teacher, config=dataclasses.replace(teacher.config, teacher_scales="both"))
+    assert estimates.work(both) == 3 * (4 + 1) * 100 * teacher_epochs
     assert estimates.seconds(c) == pytest.approx(80 * 7 / 3)
     c.folder.mkdir()
     c.note({"seconds": 80})

@@ -36,14 +36,16 @@ class Estimates:
         """Multiply-adds in 1e9: forward and backward pass of the model, forward pass of its teacher."""
         config = run.config
 
-        def one(architecture: str) -> float:
+        def one(architecture: str, share: int = 1) -> float:
             made_of = config.made_of(architecture)
-            size = config.input_size(architecture)
+            size = config.input_size(architecture) // share
             return gflops(
                 architecture, made_of.backbone, made_of.channels, config.neck, len(self.data().class_names), size
             )
 
         each = (1 + BACKWARD) * one(run.architecture)
+        if run.architecture == config.teacher_model and config.teacher_scales == "both":
+            each += (1 + BACKWARD) * one(run.architecture, share=2)
         if config.distils and run.teacher is not None:
             each += one(run.teacher.architecture)
         images = run.epochs * len(self.data().records)

@@ -23,6 +23,7 @@ def with_(label: str, name: str, **options: object) -> Row:
     return Row(f"SNet + FA + CSKD, {label}", distilled("fa", name, **options), against=FA_CSKD_ROW)
 
 
+INIT_ROW = with_("from the teacher's weights", "init", init_from_teacher=True)
 LONGER = Training("fa-longer", {"student": "fa", "distill": False}, derived=twice_as_long)
 FINE_TUNED = Training("fa-from-teacher", {"student": "fa", "distill": False, "init_from_teacher": True}, TEACHER)
 LONGER_CSKD = Training("fa-cskd-longer", {"student": "fa"}, TEACHER, twice_as_long)
@@ -36,7 +37,7 @@ BEYOND = Item(
         FA_CSKD_ROW,
         with_("the loss and its weight as the paper's", "literal", **LITERAL),
         with_("features not standardised", "plain", distill_normalise=False),
-        with_("from the teacher's weights", "init", init_from_teacher=True),
+        INIT_ROW,
         Row("SNet + FA from the teacher's weights, not distilled", FINE_TUNED, against=FA_ROW),
         with_("and its predictions", "response", distill_losses=RESPONSE),
         with_("its predictions alone", "response-alone", distill_losses=(("response", 1.0),)),

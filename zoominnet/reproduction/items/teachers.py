@@ -1,5 +1,6 @@
 """What kind of teacher: of one image size, of both, and one that fuses both (MSAD, Qi et al., CVPR 2021)."""
 
+from zoominnet.reproduction.items.beyond import INIT_ROW
 from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, TEACHER, TNET_ROW, distilled
 from zoominnet.reproduction.plan import Item, Row
 
@@ -20,5 +21,18 @@ TEACHERS = Item(
         ),
         Row("TNet fused of both sizes", TEACHER_FUSED, against=TNET_ROW),
         Row("SNet + FA + CSKD, fused teacher", distilled("fa", "fused").taught_by(TEACHER_FUSED), against=FA_CSKD_ROW),
+    ),
+    more=(
+        INIT_ROW,
+        Row(
+            "SNet + FA + CSKD, teacher of both sizes and its weights",
+            distilled("fa", "both-scales-init", init_from_teacher=True).taught_by(TEACHER_BOTH),
+            against=INIT_ROW,
+        ),
+        Row(
+            "SNet + FA + CSKD, fused teacher and its weights",
+            distilled("fa", "fused-init", init_from_teacher=True).taught_by(TEACHER_FUSED),
+            against=INIT_ROW,
+        ),
     ),
 )

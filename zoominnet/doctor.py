@@ -17,7 +17,7 @@ from zoominnet.kernels import available_backends
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tyro", "rich", "pycocotools", "fvcore",
-    "tensorboard", "timm", "supervision", "av", "matplotlib",
+    "tensorboard", "timm", "supervision", "av", "matplotlib", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 OPTIONAL = {
     "triton": "comes with torch's CUDA builds for Linux; needed for the triton backend only",
@@ -25,6 +25,9 @@ OPTIONAL = {
     "supervision": "pip install zoominnet[predict]; needed to draw what predict finds",
     "av": "pip install zoominnet[predict]; needed for videos",
     "matplotlib": "pip install zoominnet[report]; needed for reports and for the pictures of tables",
+    "onnx": "pip install zoominnet[export]; needed to write ONNX files",
+    "onnxscript": "pip install zoominnet[export]; needed to write ONNX files",
+    "onnxruntime": "pip install zoominnet[export]; needed to run ONNX files, and for --int8",
 }
 
 

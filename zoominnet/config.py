@@ -512,8 +512,8 @@ BEST: dict[str, Any] = {
     "distill_gradient_ratio": 2.0,
     "distill_normalise": True,
 }
-"""Of the additions those that the table "Beyond the paper" finds to gain (docs/reproduction.md), with twice the epochs for the
-student alone."""
+"""Of the additions those that gain by the tables beyond the paper (docs/reproduction.md), with twice the epochs for the student
+alone."""
 PROFILES: dict[Profile, TrainConfig] = {
     "paper": _PAPER,
     "repo": dataclasses.replace(

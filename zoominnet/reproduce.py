@@ -112,13 +112,13 @@ def reproduce(
         for run in wanted:
             console.print(shell_line(run), highlight=False, markup=False, soft_wrap=True)
         return {}
-    words = ["python", "-m", "zoominnet.reproduce", *names, "--scale", config.scale]
-    command = shlex.join([*words, *(["--", *options] if options else [])])
     about = here()
 
     def write() -> dict[str, Any]:
         taught = dataclasses.replace(scale, **SCALES[config.scale].taught)
-        return write_results(names, runs, taught, {"command": command, **about}, config.folder, console)
+        return write_results(
+            names, runs, taught, {"command": command_of(config, names, options), **about}, config.folder, console
+        )
 
     deadline = math.inf if config.budget is None else time.monotonic() + 60 * config.budget
     left = Executor(config.jobs, deadline, about, estimates, console, write).do(wanted)
@@ -146,6 +146,18 @@ def reproduce(
             f"{len(failed)} of {len(wanted)} runs failed; mend the cause and repeat the command", details=failed
         )
     return result
+
+
+def command_of(config: ReproduceConfig, names: Sequence[str], options: Sequence[str]) -> str:
+    """The command line that has these results; the folder and the budget change none of them."""
+    words = ["python", "-m", "zoominnet.reproduce", *names, "--scale", config.scale]
+    if config.seeds is not None:
+        words += ["--seeds", str(config.seeds)]
+    if config.jobs > 1:
+        words += ["--jobs", str(config.jobs)]
+    if config.only:
+        words += ["--only", *config.only]
+    return shlex.join([*words, *(["--", *options] if options else [])])
 
 
 def write_results(
@@ -259,7 +271,14 @@ def left_over(runs: Sequence[Run], estimates: Estimates) -> str:
     known = [each for each in seconds if each is not None]
     time_ = f", about {duration(sum(known))} one after the other" if len(known) == len(seconds) else ""
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"left: {count}{time_}: {', '.join(run.name for run in runs)}; the same command goes on"
+    seeds: dict[str, list[Run]] = {}
+    for run in runs:
+        seeds.setdefault(run.training.name, []).append(run)
+    names = [
+        each[0].name if len(each) == 1 else f"{name} seeds {' '.join(str(run.seed) for run in each)}"
+        for name, each in seeds.items()
+    ]
+    return f"left: {count}{time_}: {', '.join(names)}; the same command goes on"
 
 
 def table_of(results: dict[str, Any]) -> Table:

@@ -56,3 +56,14 @@ def test_table_2_is_trained_once_and_measured_at_each_size(
     assert "holds a run by other options: --epochs (was 1, is 2)" in capsys.readouterr().err
     assert main([*command, "--list", "--", *TINY]) == 0
     assert "done" in capsys.readouterr().out
+
+
+def test_what_a_budget_leaves_is_named_and_the_results_hold_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["table2", "--seeds", "2", "--jobs", "2", "--only", "snet"]
+    assert main([*words, "--budget", "1e-9", "--out", str(tmp_path), "--", *TINY]) == 0
+    assert "left: 2 runs: snet seeds 0 1; the same command goes on\n" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    begins = "python -m zoominnet.reproduce table2 --scale small --seeds 2 --jobs 2 --only snet -- "
+    assert results["command"] == begins + " ".join(TINY)

@@ -44,19 +44,21 @@ FAILED_SANITIZER = 9
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis")
 TEST_TOOLS = ("numpy", "pytest", "pytest_timeout", "hypothesis", "setuptools")
 BENCHMARK_TOOLS = ("numpy", "pytest", "pytest_timeout", "pytest_benchmark", "torchvision", "PIL", "safetensors", "yaml")
-TRAINING_TOOLS = ("rich", "tensorboard", "tyro")
+TRAINING_TOOLS = ("rich", "tensorboard", "tyro", "docstring_parser", "typeguard")
 FAULT_TOOLS = (
     *("numpy", "pytest", "pytest_timeout", "psutil", "torchvision", "PIL", "safetensors", "yaml"),
-    *(*TRAINING_TOOLS, "pycocotools", "fvcore"),
+    *(*TRAINING_TOOLS, "pycocotools", "fvcore", "iopath", "yacs", "termcolor", "tabulate"),
 )
 """Modules that the tests of the kernels import, those that the benchmarks do, those that the trainer's step needs besides,
-and those that the tests of faults do."""
+and those that the tests of faults do; with what tyro and fvcore import, for where wheels are brought one by one."""
 GPU_FAULTS = ("f01", "f10", "f11", "f12", "f13", "f16", "f21", "f25")
 """Faults that have a test on a GPU, see docs/faults.md."""
 CPU_TESTS = ("cuda_sources", "native_cpu", "triton")
 """Of the kernels' tests those that need no GPU, and take long."""
 FAST = ("native", "triton")
 RAN, BAD = ("passed", "failed"), ("failed", "left out", "not run")
+GRACE = 20.0
+"""Seconds, at most a quarter of its time, that a command has from Ctrl-C to its end: for the results that it has so far."""
 TAIL = 60
 """Lines of a failed step's output that the report shows."""
 
@@ -86,6 +88,7 @@ class Step:
         flaw: looks at what the command left behind; gives what is wrong with it, or an empty string.
         judge: of the exit status the outcome, and a line about it; `flaw` is asked of what has passed.
         within: further arguments of a command that keeps to a time by itself, of the seconds that it has.
+        so_far: a line about what it left, where it was ended before it was done.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Step:
     flaw: Callable[[], str] = lambda: ""
     judge: Callable[[int], tuple[str, str]] = exit_status
     within: Callable[[float], list[str]] = lambda seconds: []
+    so_far: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def run_step(step: Step, log: Path, left: float = math.inf) -> Outcome:
             outcome, detail = "failed", f"still running after {step.limit:.0f} s"
             if left < step.limit:
                 outcome, detail = "not run", f"time: not done in the {left:.0f} s that --limit left"
+            detail = "; ".join(filter(None, [detail, step.so_far()]))
         except OSError as error:
             outcome, detail = "failed", f"cannot be run: {error}"
     seconds = time.monotonic() - start
@@ -144,13 +149,24 @@ def run_step(step: Step, log: Path, left: float = math.inf) -> Outcome:
 def run_command(command: list[str], environment: dict[str, str], output: IO[str], limit: float) -> int:
     """The exit status of a command that is ended, with all that it started, when it takes too long or we are ended.
 
-    Its processes are a group of their own, but stay in our session: whoever ends that ends them too.
+    Shortly before its time is up the command itself gets Ctrl-C: pytest then writes its report of what it has done, and
+    `reproduce` ends its trainings, whose processes are groups of their own. Its other processes are one group, and stay in
+    our session: whoever ends that ends them too.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long.
     """
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, process_group=0
     )
+    grace = min(GRACE, limit / 4)
     try:
-        return process.wait(limit)
+        try:
+            return process.wait(limit - grace)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait(grace)
+            raise
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -228,6 +244,8 @@ def sanitizer(kind: str, log: Path, limit: float, missing: str = "") -> Step:
         kind,
         [
             *(tool or "compute-sanitizer", f"--tool={kind}", f"--error-exitcode={FAILED_SANITIZER}"),
+            # PyTorch asks for what may fail, and looks at the answer.
+            *(["--report-api-errors=no"] if kind == "memcheck" else []),
             *(sys.executable, "benchmarks/exercise_kernels.py"),
         ],
         limit,
@@ -480,8 +498,10 @@ def run_steps(
     logs: Path,
     end: float,
     after: Callable[[Step], None] = lambda step: None,
+    *,
+    needs_build: bool = True,
 ) -> list[Outcome]:
-    """Runs steps until `end`, of `time.monotonic`; where the one named "build" fails, no other one.
+    """Runs steps until `end`, of `time.monotonic`.
 
     Args:
         steps: in their order.
@@ -489,10 +509,11 @@ def run_steps(
         logs: the folder of what they print.
         end: when the last one is stopped.
         after: called behind each, before its outcome is in the report.
+        needs_build: whether none is run behind one named "build" that failed.
     """
     outcomes: list[Outcome] = []
     for step in steps:
-        if ("build", "failed") in [(each.name, each.outcome) for each in outcomes]:
+        if needs_build and ("build", "failed") in [(each.name, each.outcome) for each in outcomes]:
             outcome = Outcome(step.name, "not run", 0.0, "the build failed", step.command, "")
         else:
             print(f"{step.name}: {' '.join(step.command)}", flush=True)

@@ -5,7 +5,8 @@
     benchmarks/gpu_day.sh train --data DATA --weights FILE [-- OPTIONS]     # Table 3, and the step beside torchvision's
     benchmarks/gpu_day.sh build                         # the library alone, for the GPU here or ZOOMINNET_CUDA_ARCHS
 
-The most valuable steps come first, each has its own limit, and the part ends within --limit seconds whatever they do. After
+The most valuable steps come first, each has its own limit, and the part ends within --limit seconds whatever they do. A step
+whose time is up leaves what it has measured so far; where the build fails, the others show what needs none of it. After
 each step the folder --out has its results: eight files at most. A table of the steps is printed last.
 
 The library is compiled for the GPU that is here. One that `build` made elsewhere, brought as `zoominnet/_C_cuda.so` with
@@ -184,15 +185,25 @@ def judge_tests(report: Path, log: Path, status: int) -> tuple[str, str]:
     """The outcome of tests that end by themselves when their time is up, and what is wrong."""
     if not report.is_file():
         return "failed", f"exit status {status}, and no report"
-    suite = next(xml.etree.ElementTree.parse(report).iter("testsuite"))
-    count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-    wrong = count["failures"] + count["errors"]
-    right = f"{count['tests'] - wrong - count['skipped']} passed, {count['skipped']} skipped"
+    wrong, right = count_tests(report)
     if wrong:
         return "failed", f"{wrong} failed, {right}"
     if status and SESSION_ENDED in log.read_text(encoding="utf-8", errors="replace"):
         return "not run", f"time: {right}, the others not begun"
     return ("failed", f"exit status {status}") if status else ("passed", right)
+
+
+def count_tests(report: Path) -> tuple[int, str]:
+    """How many failed of a JUnit report, and a word about the others."""
+    suite = next(xml.etree.ElementTree.parse(report).iter("testsuite"))
+    count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+    wrong = count["failures"] + count["errors"]
+    return wrong, f"{count['tests'] - wrong - count['skipped']} passed, {count['skipped']} skipped"
+
+
+def tests_so_far(report: Path) -> str:
+    """About tests that were ended."""
+    return "{} failed, {} so far".format(*count_tests(report)) if report.is_file() else ""
 
 
 def build_step(day: Day) -> Step:
@@ -207,7 +218,7 @@ def pytest_step(
 ) -> Step:
     """Tests in several processes, which end by themselves before the limit; those that ran are in NAME.xml."""
     report = day.out / f"{name}.xml"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", str(day.jobs)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-n", str(day.jobs)]
     return Step(
         name,
         [*command, "--dist", "worksteal", *arguments, f"--junitxml={report}"],
@@ -218,6 +229,7 @@ def pytest_step(
         flaw=lambda: "" if day.rehearsed else flaw(report),
         judge=lambda status: judge_tests(report, day.work / f"{name}.log", status),
         within=lambda seconds: [f"--session-timeout={max(1.0, 0.85 * seconds - 5):.0f}"],
+        so_far=lambda: tests_so_far(report),
     )
 
 
@@ -289,8 +301,6 @@ def tune_steps(day: Day) -> list[Step]:
     profiler += [f"--log-file={profile}"]
     return [
         build_step(day),
-        benchmark_step(day, "benchmarks", [f"benchmarks/bench_{name}.py" for name in files], 330, BENCHMARK_TOOLS),
-        tables_step(day, "benchmarks"),
         Step(
             "variants",
             [sys.executable, "benchmarks/variants.py", "time", "--device", day.device, f"--json={times}", *tiny],
@@ -306,6 +316,8 @@ def tune_steps(day: Day) -> list[Step]:
             missing="" if tool or day.rehearsed else "there is no ncu on the path; it comes with the CUDA toolkit",
             leaves=profile,
         ),
+        benchmark_step(day, "benchmarks", [f"benchmarks/bench_{name}.py" for name in files], 400, BENCHMARK_TOOLS),
+        tables_step(day, "benchmarks"),
     ]
 
 
@@ -327,10 +339,14 @@ def train_steps(day: Day) -> list[Step]:
             return "failed", f"exit status {status}"
         return ("not run", f"time; {left[0].partition(',')[0]}") if left else ("passed", "")
 
-    # Tiny maps in bf16 differ by more than the rivals may.
-    cases = ("fa-fp32",) if day.rehearsed else ("fa-bf16", "snet-bf16", "fa-fp32")
+    def steps(name: str, limit: float, *cases: str) -> Step:
+        tests = [f"benchmarks/bench_train_step.py::test_train_step[{day.device}-{case}]" for case in cases]
+        return benchmark_step(day, name, tests, limit, (*BENCHMARK_TOOLS, *TRAINING_TOOLS))
+
     return [
         build_step(day),
+        # Tiny maps in bf16 differ by more than the rivals may.
+        steps("step", 100, "fa-fp32" if day.rehearsed else "fa-bf16"),
         Step(
             "table3",
             command,
@@ -339,20 +355,14 @@ def train_steps(day: Day) -> list[Step]:
             judge=judge,
             within=table3,
         ),
-        benchmark_step(
-            day,
-            "steps",
-            [f"benchmarks/bench_train_step.py::test_train_step[{day.device}-{case}]" for case in cases],
-            120,
-            (*BENCHMARK_TOOLS, *TRAINING_TOOLS),
-        ),
-        tables_step(day, "steps"),
+        steps("steps", 240, "snet-fp32" if day.rehearsed else "snet-bf16", "fa-fp32"),
+        tables_step(day, "step", "steps"),
     ]
 
 
 PARTS: dict[str, Callable[[Day], list[Step]]] = {"check": check_steps, "tune": tune_steps, "train": train_steps}
-KEPT = ("results.json", "table3.md", "table3.png")
-"""Of the folder of `reproduce`."""
+KEPT = ("results.json", "table3.md")
+"""Of the folder of `reproduce`; its pictures can be drawn from these."""
 
 
 # The run
@@ -418,7 +428,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (out / old).unlink(missing_ok=True)
         report = Report(out, machine, [step.name for step in steps])
         report.content["steps"] = []
-        outcomes = run_steps(steps, report, day.work, begun + given.limit, functools.partial(keep, day))
+        outcomes = run_steps(
+            steps, report, day.work, begun + given.limit, functools.partial(keep, day), needs_build=False
+        )
     if ("tables", "passed") in [(each.name, each.outcome) for each in outcomes]:
         text = (out / "benchmarks.md").read_text(encoding="utf-8")
         print(text if len(text) < SHOWN else text.partition("## All")[0])

@@ -20,6 +20,7 @@ import re
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "triton")
 
+OURS = ("native", "triton", "reference")
+"""Rivals of this package; another that fails is left out, with the reason."""
 TURN = 0.02
 """Seconds that a turn may take: short calls are repeated, each timed by itself."""
 CALLS_PER_TURN = 25
+SLEEP = 4_000_000
+"""Cycles of a GPU, some 2 ms, that it waits before the device's own time of a call begins: Python has launched the kernels of
+most calls by then, and they run without gaps."""
 SLOW = 1.0
 """Seconds. A rival whose call takes longer is called once, while its memory is measured, and has no turns."""
 
@@ -74,8 +80,7 @@ class Clock:
         # One thread that never waits takes as much of the processor's time as of anybody's, on an idle machine; other
         # work lengthens the second alone, and long calls, in which it interrupts, more than short ones.
         self.now = time.perf_counter if self.cuda or torch.get_num_threads() > 1 else time.process_time
-        # Larger than any cache. Filling it takes the device longer than Python takes for the launches of a call, so
-        # the kernels that follow run without gaps, and find nothing of their inputs in the cache.
+        # Larger than any cache: the kernels that follow its filling find nothing of their inputs there.
         self._filler = torch.empty(2**28 if self.cuda else 0, dtype=torch.int32, device=device)
 
     def wait(self) -> None:
@@ -108,6 +113,7 @@ class Clock:
         arguments = rival.prepare()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._filler.zero_()
+        torch.cuda._sleep(SLEEP)
         start.record()
         result = rival.run(*arguments)
         end.record()
@@ -234,14 +240,21 @@ def race(
         What belongs into `extra_info`: for each rival median, quartiles and number of calls (seconds), the median of the
         device's own seconds, and the peak of its extra memory (bytes).
     """
-    ours = next(rival for name in ("native", "triton", "reference") for rival in rivals if rival.name == name)
+    ours = next(rival for name in OURS for rival in rivals if rival.name == name)
     source = torch.zeros(bytes_moved // 2, dtype=torch.uint8, device=clock.device)
     copy = source.clone()
-    first = {}
+    first, left_out = {}, dict(left_out)
     for rival in rivals:
-        result, *first[rival.name] = clock.peak_memory(rival)
-        check(rival.name, result)
-        del result
+        try:
+            result, *first[rival.name] = clock.peak_memory(rival)
+            check(rival.name, result)
+            del result
+        except Exception as error:
+            if rival.name in OURS:
+                raise
+            left_out[rival.name] = f"failed: {type(error).__name__}: {error}".partition("\n")[0]
+            warnings.warn(f"{rival.name} {left_out[rival.name]}", stacklevel=2)
+    rivals = [rival for rival in rivals if rival.name not in left_out]
     if benchmark.disabled:
         benchmark.pedantic(clock.finished(ours.run), setup=lambda: (ours.prepare(), {}))
         return {}
@@ -283,7 +296,7 @@ def race(
 
     benchmark.pedantic(timed, setup=prepare, rounds=rounds * mine.calls)
     summaries = {entry.rival.name: entry.summary() for entry in [mine, *others, *only_once]}
-    return {"rivals": summaries, "left_out": dict(left_out), "bytes": bytes_moved, "rounds": rounds}
+    return {"rivals": summaries, "left_out": left_out, "bytes": bytes_moved, "rounds": rounds}
 
 
 def facts(device: torch.device) -> dict[str, Any]:

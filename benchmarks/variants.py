@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,10 @@ class Process:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self.wrong: list[str] = self.read()
+
+    @functools.cached_property
+    def wrong(self) -> list[str]:
+        return self.read()
 
     def read(self) -> Any:
         assert self.process.stdout is not None
@@ -141,27 +144,29 @@ class Process:
         self.process.wait()
 
 
-def race(folder: Path, device: str, size: str) -> dict[str, dict[str, float | None]]:
-    """The median seconds of each kernel by each variant; None where its result is wrong."""
+def race(folder: Path, device: str, size: str) -> Iterator[dict[str, dict[str, float | None]]]:
+    """After each round the median seconds of each kernel by each variant; None where its result is wrong."""
     libraries = {AS_IT_IS: None, **{path.parent.name: path.parent for path in sorted(folder.glob("*/_C_*.so"))}}
     names = [name for name, _ in kernels("cpu", "tiny")]
     processes: dict[str, Process] = {}
     try:
         for variant, library in libraries.items():
             processes[variant] = Process(library, device, size)
+        for process in processes.values():
+            process.wrong  # noqa: B018 - all have begun, and are at work when the clock starts
         seconds: dict[tuple[str, str], list[float]] = {}
         for _ in range(ROUNDS if size == "full" else 1):
             for kernel in names:
                 for variant, process in processes.items():
                     if kernel not in process.wrong:
                         seconds.setdefault((kernel, variant), []).extend(process.ask(kernel))
+            yield {
+                kernel: {v: statistics.median(s) if (s := seconds.get((kernel, v))) else None for v in libraries}
+                for kernel in names
+            }
     finally:
         for process in processes.values():
             process.end()
-    return {
-        kernel: {v: statistics.median(s) if (s := seconds.get((kernel, v))) else None for v in libraries}
-        for kernel in names
-    }
 
 
 def table(found: dict[str, dict[str, float | None]]) -> str:
@@ -197,11 +202,11 @@ def main() -> None:
     elif options.what == "build":
         build(options.names or list(VARIANTS), options.folder)
     else:
-        found = race(options.folder, options.device, size)
+        about = facts(torch.device(options.device))
+        for found in race(options.folder, options.device, size):
+            if options.json:
+                options.json.write_text(json.dumps({**about, "seconds": found}, indent=1) + "\n", encoding="utf-8")
         print(table(found))
-        if options.json:
-            about = facts(torch.device(options.device))
-            options.json.write_text(json.dumps({**about, "seconds": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

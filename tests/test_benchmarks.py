@@ -381,6 +381,29 @@ def test_nothing_is_timed_before_all_is_checked_right() -> None:
     assert calls == ["reference", "native"]
 
 
+def test_others_that_fail_are_left_out() -> None:
+    def check(name: str, result: Any) -> None:
+        assert result == 1, f"{name} is wrong\nby {result}"
+
+    def fails() -> int:
+        raise RuntimeError("no compiler")
+
+    rivals = [measure.Rival("native", lambda: 1), measure.Rival("compiled", fails), measure.Rival("eager", lambda: 2)]
+    clock, effort = measure.Clock(torch.device("cpu")), measure.Effort(0, 1, 1)
+    with pytest.warns(UserWarning, match="failed: ") as warned:
+        found = measure.race(Benchmark(), clock, effort, rivals, check, {"triton": "why not"}, 8)
+    assert [str(each.message) for each in warned] == [
+        "compiled failed: RuntimeError: no compiler",
+        "eager failed: AssertionError: eager is wrong",
+    ]
+    assert list(found["rivals"]) == ["native", "copy"]
+    assert found["left_out"] == {
+        "triton": "why not",
+        "compiled": "failed: RuntimeError: no compiler",
+        "eager": "failed: AssertionError: eager is wrong",
+    }
+
+
 PEAK_MEMORY = """
 import measure, torch
 
@@ -420,6 +443,7 @@ def test_device_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 130)
@@ -427,7 +451,7 @@ def test_device_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.cuda = True
     rival = measure.Rival("native", lambda: told.append("run"), lambda: (told.append("prepare"), ())[1])
     assert clock.device_time(rival) == 0.003
-    assert told == ["prepare", "event", "run", "event", "wait"]
+    assert told == ["prepare", "sleep", "event", "run", "event", "wait"]
     told.clear()
     clock.time(rival)
     assert told == ["prepare", "wait", "run", "wait"]

@@ -95,6 +95,27 @@ def test_failures(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "what it said" in (tmp_path / "report.md").read_text()
 
 
+def test_what_takes_too_long_can_write_what_it_has(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    code = f"""
+import pathlib, time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path({str(results)!r}).write_text("half")
+"""
+    steps = [
+        gpu_check.Step("times", python(code), 4, leaves=results),
+        gpu_check.Step("tables", python("import sys; print(open(sys.argv[1]).read())"), 60, reads=(results,)),
+    ]
+    _, report = check(gpu_check, monkeypatch, steps, tmp_path)
+    assert report["result"] == "failed: times"
+    assert report["steps"][0]["detail"] == "still running after 4 s"
+    assert (tmp_path / "tables.log").read_text() == "half\n"
+
+
 def test_nothing_runs_after_a_failed_build(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -211,7 +232,9 @@ def test_the_report_is_written_after_each_step(
 def test_a_call_has_a_limit(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = [
         gpu_check.Step("build", python(""), 60),
-        gpu_check.Step("tests", ["sleep", "60"], 60),
+        gpu_check.Step(
+            "tests", python("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"), 60
+        ),
         gpu_check.Step("memcheck", python(""), 60),
     ]
     start = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -107,9 +108,35 @@ def test_results_are_there_after_each_step(
     assert sorted(path.name for path in out.iterdir()) == ["log.txt", "report.json", "report.md"]
 
 
+def test_tests_that_are_ended_say_what_was_seen_of_them(
+    gpu_day: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)"
+    )
+
+    def steps(day: Any) -> list[Any]:
+        step = gpu_day.pytest_step(day, "tests", [str(tmp_path / "test_slow.py")], 60, lambda report: "", ())
+        command = [word for word in step.command if word not in ("-n", str(day.jobs), "--dist", "worksteal")]
+        return [dataclasses.replace(step, command=command, within=lambda seconds: [])]
+
+    status, report = main(gpu_day, monkeypatch, steps, tmp_path / "out", "--limit", "20")
+    assert status == 3
+    assert report["steps"][0]["detail"].endswith("s that --limit left; 1 failed, 1 passed, 0 skipped so far")
+
+
+def test_what_needs_no_library_is_run_without_one(
+    gpu_day: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = [gpu_day.Step("build", python("raise SystemExit(1)"), 60), gpu_day.Step("more", python(""), 60)]
+    status, report = main(gpu_day, monkeypatch, lambda day: steps, tmp_path)
+    assert (status, report["result"]) == (1, "failed: build")
+
+
 def test_a_part_ends_in_time(gpu_day: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begun = time.monotonic()
-    steps = [gpu_day.Step("build", ["sleep", "60"], 60), gpu_day.Step("more", python(""), 60)]
+    stubborn = python("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)")
+    steps = [gpu_day.Step("build", stubborn, 60), gpu_day.Step("more", python(""), 60)]
     status, report = main(gpu_day, monkeypatch, lambda day: steps, tmp_path, "--limit", "1")
     assert time.monotonic() - begun < 20
     assert (status, report["result"]) == (3, "incomplete; not run: build, more")

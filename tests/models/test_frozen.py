@@ -85,6 +85,40 @@ def test_what_folding_would_change_is_left_as_it_is() -> None:
     assert folded(module, torch.randn(1, 3, 8, 8)) is module
 
 
+class Rounded(nn.Conv2d):
+    """With what goes in rounded to 10 bits, as a GPU does with float32 (TF32)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.half().float() if x.dtype == torch.float32 else x)
+
+
+class Rough(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(layer for _ in range(30) for layer in (Rounded(8, 8, 3, padding=1), nn.BatchNorm2d(8)))
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.layers(x)]
+
+
+@torch.no_grad()
+def test_a_device_that_rounds_folds_all_the_same() -> None:
+    torch.manual_seed(0)
+    rough, x = Rough(), torch.randn(1, 8, 16, 16)
+    for _ in range(20):
+        rough(torch.randn(4, 8, 16, 16))  # statistics that keep the maps' scale
+    rough.eval()
+    for module in rough.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    frozen = folded(rough, x)
+    assert norms(frozen) == 0
+    [before], [after] = rough(x), frozen(x)
+    assert float((before - after).abs().max()) > 1e-3 * float(before.abs().max())  # what must not count
+
+
 def test_it_is_frozen_in_the_dtype_and_has_no_more_than_is_asked_for() -> None:
     model = trained("teacher", "resnet10-quarter").train()
     frozen = frozen_copy(model, "features", torch.bfloat16)

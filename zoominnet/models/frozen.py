@@ -16,7 +16,8 @@ from zoominnet.models.retinanet import RetinaNet
 PROBE = (64, 96)
 """Height and width, px, of the image by which it is seen which BatchNorm follows which convolution."""
 TOLERANCE = 1e-3
-"""Of the folded maps, relative to their largest value. Rounding is some 1e-5 of it, a wrong fold changes all of it."""
+"""Of the folded maps, relative to their largest value, in float64: a GPU's convolutions may round to TF32's ten bits. What
+the folding rounds is some 1e-5 of it, a wrong fold changes all of it."""
 
 
 def frozen_copy(model: RetinaNet, upto: Part = "predictions", dtype: torch.dtype | None = None) -> RetinaNet:
@@ -50,7 +51,10 @@ def folded(module: nn.Module, example: Tensor) -> nn.Module:
     Args:
         example: an input.
     """
-    expected = module(example)
+
+    def maps(of: nn.Module) -> list[Tensor]:
+        return copy.deepcopy(of).to("cpu", torch.float64)(example.to("cpu", torch.float64))
+
     candidate = copy.deepcopy(module)
     for conv_name, norm_name in _convolutions_before_batchnorm(candidate, example):
         conv, norm = candidate.get_submodule(conv_name), candidate.get_submodule(norm_name)
@@ -65,7 +69,7 @@ def folded(module: nn.Module, example: Tensor) -> nn.Module:
         candidate.set_submodule(norm_name, nn.Sequential(*norm.children()))
     same = all(
         float((a - b).abs().max()) <= TOLERANCE * float(a.abs().max())
-        for a, b in zip(expected, candidate(example), strict=True)
+        for a, b in zip(maps(module), maps(candidate), strict=True)
     )
     return candidate if same else module
 

@@ -159,6 +159,33 @@ def test_standardised_maps_against_float64() -> None:
     assert not found[:, 3].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_standardising_against_float64(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    maps = (torch.randn(4, 3, 6, 5) * 2 + 1).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    weights = torch.randn(4, 3, 6, 5)
+    found = standardise(maps)
+    assert found.dtype == torch.float32
+    (found * weights).sum().backward()
+    exact = maps.detach().double().requires_grad_()
+    mean, deviation = exact.mean((0, 2, 3), keepdim=True), exact.std((0, 2, 3), correction=0, keepdim=True)
+    ((exact - mean) / deviation * weights).sum().backward()
+    assert maps.grad is not None
+    assert exact.grad is not None
+    # What autograd hands on is rounded to the maps' dtype; float32 takes sums of 120 values.
+    tolerance = 2e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+    torch.testing.assert_close(maps.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_a_map_of_one_cell_of_one_image_standardises_to_0() -> None:
+    maps = torch.full((1, 3, 1, 1), 5.0, requires_grad=True)
+    found = standardise(maps)
+    assert not found.any()
+    found.sum().backward()
+    assert maps.grad is not None
+    assert not maps.grad.any()
+
+
 def test_normalised_distillation_sees_patterns_and_not_sizes() -> None:
     student, teacher = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 6, 6)
     scale, shift = torch.rand(1, 4, 1, 1) * 50 + 0.1, torch.randn(1, 4, 1, 1) * 30

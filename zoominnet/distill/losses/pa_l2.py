@@ -10,6 +10,9 @@ from zoominnet.distill.options import DistillOptions
 from zoominnet.distill.pairs import SITES
 from zoominnet.kernels import pa_l2_loss
 
+EPSILON = 1e-12
+"""Added to the variance, for a channel that is the same everywhere."""
+
 
 class PositionAwareL2(DistillLoss):
     """Between the maps at `options.at`; where a level has several (the two towers), their losses add."""
@@ -39,7 +42,8 @@ def standardise(features: Tensor) -> Tensor:
     So what is compared is the pattern and not the size of the values, which differs by orders of magnitude between levels
     and models (PKD, Cao et al. 2022, section 3.2). The statistics are of this process's images.
     """
-    features = features.float()
-    mean = features.mean(dim=(0, 2, 3), keepdim=True)
-    deviation = features.std(dim=(0, 2, 3), correction=0, keepdim=True)
-    return (features - mean) / (deviation + 1e-6)
+    # BatchNorm without state: one kernel forward and one backward, where the formula takes six of each. The module would
+    # refuse a single value a channel, which comes to 0 here.
+    return torch.batch_norm(
+        features.float(), None, None, None, None, training=True, momentum=0.0, eps=EPSILON, cudnn_enabled=False
+    )

@@ -157,10 +157,15 @@ def test_a_picture_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     colours = colours_of([plain, taught, other, halfway])
     assert colours[0] == colours[1] == colours[3] != colours[2]
     scenes = SyntheticScenes(4).split()
-    assert draw("table3", results, [], scenes, tmp_path, QUIET) == ["table3.png"]
-    with Image.open(tmp_path / "table3.png") as picture:
-        assert picture.width > 1000
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+    pictures = []
+    for costs in ((1.5, 1.5, 1.5), (1.5, 2.5, 3.5)):  # row by row, where they tell nothing
+        rows = [{**row, "gflops": cost} for row, cost in zip(results["rows"], costs, strict=True)]
+        assert draw("table3", {**results, "rows": rows}, [], scenes, tmp_path, QUIET) == ["table3.png"]
+        with Image.open(tmp_path / "table3.png") as picture:
+            assert picture.width > 1000
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+            pictures.append(picture.tobytes())
+    assert pictures[0] != pictures[1]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = io.StringIO()
     assert draw("table3", results, [], scenes, tmp_path, Console(file=text, width=200)) == []

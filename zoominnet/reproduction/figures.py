@@ -17,6 +17,8 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#7
 """In turn, for each row and the rows whose gain is over it: tell apart without red and green (Tol's palettes)."""
 MARKERS = "os^Dv<>Ph*"
 """Of the rows of one colour, in turn."""
+ALIKE = 2
+"""So many costs at most, a teacher's and its students', tell nothing."""
 IMAGES_SHOWN = 3
 
 
@@ -24,7 +26,8 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     """Writes a PNG: AP over GFLOPs with its standard deviation, and AP over epochs, the mean of the seeds.
 
     A row whose gain is over another has that one's colour, and a filled mark and a full line in the place of an empty and
-    a dashed one.
+    a dashed one. Where all students cost the same, AP stands row by row, with each seed, and every row has a colour or a mark of
+    its own.
 
     Args:
         results: as :func:`zoominnet.reproduction.tables.results_of` gives them.
@@ -35,27 +38,38 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     """
     rows = [row for row in results["rows"] if row["mean"].get("AP") is not None]
     figure = extra("matplotlib.figure", "the picture of a table").Figure(figsize=(13, 5.5), layout="constrained")
+    by_row = len({row["gflops"] for row in rows}) <= ALIKE
     costs, curves = figure.subplots(1, 2)
-    colours = colours_of(rows)
+    colours = [COLOURS[n % len(COLOURS)] for n in range(len(rows))] if by_row else colours_of(rows)
     for n, (row, colour) in enumerate(zip(rows, colours, strict=True)):
         over = "against" in row
         ap, spread = row["mean"]["AP"], row["standard_deviation"].get("AP", 0)
         fill = colour if over else "white"
         alike = sum(each == colour and "against" in other for each, other in zip(colours[:n], rows[:n], strict=True))
-        mark = MARKERS[alike % len(MARKERS)] if over else "o"
-        costs.errorbar(
-            row["gflops"], ap, yerr=spread, fmt=mark, color=colour, mfc=fill, ms=7, capsize=3, label=row["label"]
-        )
+        mark = MARKERS[(n // len(COLOURS) if by_row else alike) % len(MARKERS)] if over else "o"
+        look = {"fmt": mark, "color": colour, "mfc": fill, "ms": 7, "capsize": 3}
+        if by_row:
+            costs.errorbar(ap, n, xerr=spread, **look)
+            seeds = [run["AP"] for run in row["runs"] if run["AP"] is not None]
+            costs.plot(seeds, [n + 0.3] * len(seeds), "|", color=colour, ms=5)
+        else:
+            costs.errorbar(row["gflops"], ap, yerr=spread, **look, label=row["label"])
         epochs, means = mean_curve(row["runs"])
         style = "-" if over else "--"
         curves.plot(epochs, means, style, marker=mark, color=colour, mfc=fill, ms=4, label=row["label"])
-    costs.set(xlabel="GFLOPs (multiply-adds) of an image", ylabel="AP", xscale="log", ylim=(0, None))
+    if by_row:
+        costs.set(xlabel="AP, its standard deviation, and each seed", xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
+        costs.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+        for label, colour in zip(costs.get_yticklabels(), colours, strict=True):
+            label.set_color(colour)
+    else:
+        costs.set(xlabel="GFLOPs (multiply-adds) of an image", ylabel="AP", xscale="log", ylim=(0, None))
+        for axis in (costs.xaxis.set_major_formatter, costs.xaxis.set_minor_formatter):
+            axis("{x:g}")
+        figure.legend(*costs.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     curves.set(xlabel="share of the training", ylabel="AP on the validation images", xlim=(0, 1.02), ylim=(0, None))
-    for axis in (costs.xaxis.set_major_formatter, costs.xaxis.set_minor_formatter):
-        axis("{x:g}")
     for axes in (costs, curves):
         axes.grid(alpha=0.3)
-    figure.legend(*costs.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(results["title"], x=0.01, ha="left")
     figure.savefig(file, dpi=110)
 

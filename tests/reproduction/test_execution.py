@@ -27,7 +27,8 @@ from zoominnet.reproduction.scales import SCALES
 SCRIPT = """
 import json, os, pathlib, signal, sys, time
 folder, phase, config, seconds, fate = pathlib.Path(sys.argv[1]), *sys.argv[2:]
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+if fate != "dies":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "config.json").write_text(config)
 with (folder / "times").open("a") as file:
@@ -146,6 +147,13 @@ def test_what_is_at_work_at_the_end_is_stopped_and_gone_on_with(
     assert left.waiting == []
     assert "teacher: goes on" in said
     assert [len(run.attempts) for run in runs] == [2, 1, 2, 1]
+
+
+def test_what_is_stopped_while_it_still_starts_has_not_failed(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its handlers are there, the signal itself ends it."""
+    stand_in(monkeypatch, 30.0, teacher="dies")
+    left, _ = execute(runs, within=2.0)
+    assert (left.failed, left.waiting) == ({}, runs)
 
 
 def test_a_signal_stops_all(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,8 +140,8 @@ class Executor:
         )
         self.at_work.append(Process(run, process, errors, time.monotonic()))
 
-    def _collect(self, stopped: list[Run]) -> None:
-        """Takes note of the runs that have ended."""
+    def _collect(self, stopped: list[Run], number: int | None = None) -> None:
+        """Takes note of the runs that have ended; `number` is of the signal that was sent to them."""
         for each in [each for each in self.at_work if each.process.poll() is not None]:
             self.at_work.remove(each)
             each.errors.seek(0)
@@ -154,7 +154,9 @@ class Executor:
             if status == 0:
                 self.say(f"{run.name}: AP {run.result['AP'] or 0:.4f} after {duration(run.seconds)}")
                 self.after()
-            elif status >= 128:  # stopped, with a checkpoint
+            elif status >= 128 or (
+                number is not None and status == -number
+            ):  # with a checkpoint, or before its first step
                 stopped.append(run)
             else:
                 self.failed[run.name] = said.splitlines()[-1] if said else f"ended with status {status}"
@@ -173,5 +175,5 @@ class Executor:
             except subprocess.TimeoutExpired:
                 os.killpg(each.process.pid, signal.SIGKILL)
                 each.process.wait()
-        self._collect(stopped)
+        self._collect(stopped, number)
         return stopped

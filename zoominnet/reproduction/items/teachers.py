@@ -1,6 +1,6 @@
-"""What kind of teacher: of one image size, of both, and one that fuses both (MSAD, Qi et al., CVPR 2021)."""
+"""What kind of teacher: of one image size, of both, one that fuses both (MSAD, Qi et al., CVPR 2021); what it hands over."""
 
-from zoominnet.reproduction.items.beyond import INIT_ROW
+from zoominnet.reproduction.items.beyond import INIT_ROW, RESPONSE
 from zoominnet.reproduction.items.table3 import FA_CSKD_ROW, TEACHER, TNET_ROW, distilled
 from zoominnet.reproduction.plan import Item, Row
 
@@ -24,6 +24,11 @@ TEACHERS = Item(
     ),
     more=(
         INIT_ROW,
+        Row(
+            "SNet + FA + CSKD, from the teacher's weights and with its predictions",
+            distilled("fa", "init-response", init_from_teacher=True, distill_losses=RESPONSE),
+            against=INIT_ROW,
+        ),
         Row(
             "SNet + FA + CSKD, teacher of both sizes and its weights",
             distilled("fa", "both-scales-init", init_from_teacher=True).taught_by(TEACHER_BOTH),

@@ -12,6 +12,7 @@ from zoominnet.reproduction.items.table3 import (
     TEACHER,
     TNET_ROW,
 )
+from zoominnet.reproduction.items.teachers import TEACHER_FUSED
 from zoominnet.reproduction.plan import Item, Row, Training
 
 
@@ -29,6 +30,19 @@ def best_and_its_control(student: str, label: str, cskd: Row) -> tuple[Row, Row]
     )
 
 
+def by_the_fused_teacher(best: Row, control: Row) -> tuple[Row, Row]:
+    """Both rows with a fused teacher, each over the row that it differs from."""
+
+    def fused(row: Row) -> Row:
+        training = row.training.but(f"{row.training.name}-fused").taught_by(TEACHER_FUSED)
+        return Row(f"{row.label}, fused teacher", training, against=row)
+
+    return fused(best), fused(control)
+
+
+FA_BEST_ROWS = best_and_its_control("fa", "SNet + FA", FA_CSKD_ROW)
+
+
 BEST_PROFILE = Item(
     "The profile best, and its control without distillation",
     ("AP", "AP_S", "AP_M", "AP_L"),
@@ -36,7 +50,7 @@ BEST_PROFILE = Item(
         TNET_ROW,
         FA_ROW,
         FA_CSKD_ROW,
-        *best_and_its_control("fa", "SNet + FA", FA_CSKD_ROW),
+        *FA_BEST_ROWS,
         LA_ROW,
         LA_CSKD_ROW,
         *best_and_its_control("la", "SNet + LA", LA_CSKD_ROW),
@@ -44,4 +58,5 @@ BEST_PROFILE = Item(
         SNET_CSKD_ROW,
         *best_and_its_control("snet", "SNet", SNET_CSKD_ROW),
     ),
+    more=by_the_fused_teacher(*FA_BEST_ROWS),
 )

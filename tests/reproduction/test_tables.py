@@ -158,7 +158,7 @@ def test_a_picture_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert colours[0] == colours[1] == colours[3] != colours[2]
     scenes = SyntheticScenes(4).split()
     pictures = []
-    for costs in ((1.5, 1.5, 1.5), (1.5, 2.5, 3.5)):  # row by row, where they tell nothing
+    for costs in ((1.5, 1.5, 3.5), (1.5, 2.5, 3.5)):  # row by row, where they tell little
         rows = [{**row, "gflops": cost} for row, cost in zip(results["rows"], costs, strict=True)]
         assert draw("table3", {**results, "rows": rows}, [], scenes, tmp_path, QUIET) == ["table3.png"]
         with Image.open(tmp_path / "table3.png") as picture:

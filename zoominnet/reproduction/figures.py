@@ -17,8 +17,6 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#7
 """In turn, for each row and the rows whose gain is over it: tell apart without red and green (Tol's palettes)."""
 MARKERS = "os^Dv<>Ph*"
 """Of the rows of one colour, in turn."""
-ALIKE = 2
-"""So many costs at most, a teacher's and its students', tell nothing."""
 IMAGES_SHOWN = 3
 
 
@@ -26,8 +24,8 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     """Writes a PNG: AP over GFLOPs with its standard deviation, and AP over epochs, the mean of the seeds.
 
     A row whose gain is over another has that one's colour, and a filled mark and a full line in the place of an empty and
-    a dashed one. Where all students cost the same, AP stands row by row, with each seed, and every row has a colour or a mark of
-    its own.
+    a dashed one. Where most of the rows cost the same, AP stands row by row, with each seed, and every row has a colour or a
+    mark of its own.
 
     Args:
         results: as :func:`zoominnet.reproduction.tables.results_of` gives them.
@@ -38,7 +36,8 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     """
     rows = [row for row in results["rows"] if row["mean"].get("AP") is not None]
     figure = extra("matplotlib.figure", "the picture of a table").Figure(figsize=(13, 5.5), layout="constrained")
-    by_row = len({row["gflops"] for row in rows}) <= ALIKE
+    costs_of_rows = [row["gflops"] for row in rows]
+    by_row = 2 * costs_of_rows.count(statistics.mode(costs_of_rows)) > len(rows)
     costs, curves = figure.subplots(1, 2)
     colours = [COLOURS[n % len(COLOURS)] for n in range(len(rows))] if by_row else colours_of(rows)
     for n, (row, colour) in enumerate(zip(rows, colours, strict=True)):

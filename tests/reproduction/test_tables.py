@@ -166,6 +166,8 @@ def test_a_picture_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
             pictures.append(picture.tobytes())
     assert pictures[0] != pictures[1]
+    unmeasured = {**plain, "mean": {"AP": None}}
+    assert draw("table3", {**results, "rows": [unmeasured]}, [], scenes, tmp_path, QUIET) == ["table3.png"]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = io.StringIO()
     assert draw("table3", results, [], scenes, tmp_path, Console(file=text, width=200)) == []

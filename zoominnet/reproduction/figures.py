@@ -37,7 +37,7 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     rows = [row for row in results["rows"] if row["mean"].get("AP") is not None]
     figure = extra("matplotlib.figure", "the picture of a table").Figure(figsize=(13, 5.5), layout="constrained")
     costs_of_rows = [row["gflops"] for row in rows]
-    by_row = 2 * costs_of_rows.count(statistics.mode(costs_of_rows)) > len(rows)
+    by_row = 2 * max(map(costs_of_rows.count, costs_of_rows), default=0) > len(rows)
     costs, curves = figure.subplots(1, 2)
     colours = [COLOURS[n % len(COLOURS)] for n in range(len(rows))] if by_row else colours_of(rows)
     for n, (row, colour) in enumerate(zip(rows, colours, strict=True)):

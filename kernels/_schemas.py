@@ -12,6 +12,7 @@ memory with another output or with an input.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -85,12 +86,30 @@ def register_operator(
     name = f"{NAMESPACE}::{operation}_{backend}"
     torch.library.define(name, SCHEMAS[operation], tags=(torch.Tag.pt2_compliant_tag,))
     if implementation is not None:
-        torch.library.impl(name, "default", implementation)
+        torch.library.impl(name, "default", _without_autocast(implementation))
     torch.library.register_fake(name, fake)
     if backward is None:
         _library.impl(f"{operation}_{backend}", torch.library.fallthrough_kernel, "Autograd")
     else:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+
+def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """`implementation`, which under autocast computes what it does without.
+
+    Autocast would change the dtypes of what it calls: on CUDA `interpolate` gives float32 for bfloat16.
+    """
+
+    @functools.wraps(implementation)
+    def run(*arguments: Any) -> Any:
+        first = arguments[0]
+        device = (first[0] if isinstance(first, list) else first).device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return implementation(*arguments)
+        with torch.autocast(device, enabled=False):
+            return implementation(*arguments)
+
+    return run
 
 
 def operator(operation: str, backend: str) -> Callable[..., Any]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Train
+from cuda_autocast import cuda_autocast_on_cpu
 from fault_runs import metrics
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -75,6 +80,19 @@ def test_no_value_is_read_before_somebody_asks_for_it(
         outcome = update(module, 0, batch, True, [])
         with pytest.raises(DataDependentOutputException):
             outcome()
+
+
+@pytest.mark.parametrize("student", ["snet", "la", "fa-thin", "fa"])
+def test_a_step_under_cudas_autocast_is_that_under_the_cpus(student: str) -> None:
+    """Which computes fewer operations in float32; the reference kernels, whose operations autocast could see."""
+    found = {}
+    for like_cuda in (False, True):
+        update, module = update_of(TrainConfig(amp="bf16", clip_grad_norm=1.0, ignored="honour"), student)
+        with cuda_autocast_on_cpu() if like_cuda else nullcontext():
+            found[like_cuda] = update(module, 0, batch_of(), True, [])().values
+    assert found[True].keys() == found[False].keys()
+    for name, value in found[True].items():
+        assert np.allclose(value, found[False][name], rtol=0.02), name  # a few roundings to bfloat16
 
 
 def spoil(module: TrainingModule, value: float) -> Callable[[], None]:
@@ -182,6 +200,10 @@ def test_reading_a_step_later_changes_nothing(
     monkeypatch.setattr(trainer.Phase, "_settle", counted)
     assert tiny_train(*options, out="later") == 0
     assert most == 2
+    said = (tmp_path / "later" / "train.log").read_text()
+    rates = [float(rate) for rate in re.findall(r"^student .* ([0-9.]+) images/s", said, re.MULTILINE)]
+    assert len(rates) == 7
+    assert max(rates) < 20 * statistics.median(rates)  # a thousand times by the time between two steps done at once
     assert metrics(tmp_path / "now") == metrics(tmp_path / "later")
     assert any("distill_gradient_ratio" in line for line in metrics(tmp_path / "now"))
     states = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_autocast import cuda_autocast_on_cpu
 from kernel_oracles import pyramid, random_boxes
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -35,6 +36,11 @@ FUNCTIONS = {
     "sigmoid_focal_loss": sigmoid_focal_loss,
     "upsample_nearest2x": upsample_nearest2x,
 }
+FEATURES = (
+    *("pa_l2_loss", "pa_l2_loss_backward", "sigmoid_focal_loss", "sigmoid_focal_loss_backward"),
+    *("upsample_nearest2x", "upsample_nearest2x_backward"),
+)
+"""Operators that take what a convolution gives under autocast."""
 BUILT = [
     (op, name) for op, states in available_backends("cpu").items() for name, state in states.items() if state == "ok"
 ]
@@ -264,6 +270,29 @@ def test_autocast(dtype: torch.dtype) -> None:
     (loss + focal + top_down.float().sum()).backward()
     assert convolution.weight.grad.dtype == torch.float32
     assert torch.isfinite(convolution.weight.grad).all()
+
+
+@pytest.mark.parametrize(("name", "samples"), operator_samples().items(), ids=list(operator_samples()))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing_in_an_operator(name: str, samples: list[tuple[Any, ...]], dtype: torch.dtype) -> None:
+    """CUDA's changes what `interpolate` and others give, of which the CPU's knows nothing."""
+
+    def as_features(value: Any) -> Any:
+        is_map = isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() > 0
+        return value.to(dtype) if is_map else value
+
+    for backend in (backend for op, backend in BUILT if op == name.removesuffix("_dense").removesuffix("_backward")):
+        operator = getattr(torch.ops.zoominnet, f"{name}_{backend}").default
+        for arguments in samples:
+            if name in FEATURES:
+                arguments = pytree.tree_map(as_features, arguments)
+            expected = pytree.tree_leaves(operator(*arguments))
+            with cuda_autocast_on_cpu(), torch.autocast("cpu", dtype):
+                got = pytree.tree_leaves(operator(*arguments))
+                assert torch.is_autocast_enabled("cpu")
+            for mine, theirs in zip(got, expected, strict=True):
+                assert mine.dtype == theirs.dtype
+                assert torch.equal(mine, theirs)
 
 
 def test_meta_tensors() -> None:

@@ -119,6 +119,8 @@ class Phase:
         # Reading what a step gave, the host would wait for a GPU that then has nothing to do: it reads a step later.
         self.steps_ahead = 1 if self.device.type == "cuda" else 0
         self.launched: deque[LaunchedStep] = deque()
+        # The last ones and when they were done: between two that were launched ahead may be no time at all.
+        self.settled: deque[tuple[int, float]] = deque(maxlen=10)
         self.compiled = False
         self.received: list[int] = []
         self.stop: int | None = None
@@ -197,7 +199,8 @@ class Phase:
             pin_memory=self.device.type == "cuda",
         )
         self.module.train()
-        self.settled_at = time.perf_counter()
+        self.settled.clear()
+        self.settled.append((self.step, time.perf_counter()))
         if self.config.compile and not self.compiled:
             self.console.print(f"{self.name}: compiling, which takes minutes before the first step", highlight=False)
         for batch in loader:
@@ -241,13 +244,14 @@ class Phase:
             watcher.after_step(report)
         if launched.measure:
             log.write("train", launched.step, {"epoch": epoch, "images": images(), **values})
-        now = time.perf_counter()
+        now, (begun, since) = time.perf_counter(), self.settled[0]
+        values["images_per_s"] = self.plan.batch_size * (launched.step - begun) / (now - since)
         if self.config.compile and not self.compiled:
             self.compiled = True
-            self.console.print(f"{self.name}: compiled in {now - self.settled_at:.0f} s", highlight=False)
+            self.console.print(f"{self.name}: compiled in {now - since:.0f} s", highlight=False)
             display.restart(launched.step)
-        values["images_per_s"] = self.plan.batch_size / (now - self.settled_at)
-        self.settled_at = now
+            self.settled.clear()
+        self.settled.append((launched.step, now))
         display.update(launched.step, f"epoch {epoch + 1}/{self.epochs} {describe_step(values, self.device)}")
 
     def _run_validation(self, log: RunLog, writer: CheckpointWriter, display: StepDisplay) -> None:

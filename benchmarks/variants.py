@@ -27,6 +27,8 @@ import torch
 from measure import ROOT, Clock, Rival, facts
 from profile_kernels import kernels
 
+from zoominnet.kernels._extension import LIBRARIES
+
 FOLDER = ROOT / "build" / "variants"
 ROUNDS, CALLS, WARM_UP = 7, 15, 3
 AS_IT_IS = "as it is"
@@ -146,7 +148,8 @@ class Process:
 
 def race(folder: Path, device: str, size: str) -> Iterator[dict[str, dict[str, float | None]]]:
     """After each round the median seconds of each kernel by each variant; None where its result is wrong."""
-    libraries = {AS_IT_IS: None, **{path.parent.name: path.parent for path in sorted(folder.glob("*/_C_*.so"))}}
+    found = sorted(folder.glob(f"*/{LIBRARIES[torch.device(device).type]}"))
+    libraries = {AS_IT_IS: None, **{path.parent.name: path.parent for path in found}}
     names = [name for name, _ in kernels("cpu", "tiny")]
     processes: dict[str, Process] = {}
     try:

@@ -15,8 +15,7 @@ from zoominnet.command import installed_version
 
 
 def here() -> dict[str, Any]:
-    """JSON-ready: "zoominnet" (its version), "commit" (of a checkout, with "+" where something tracked is changed; else
-    None), "python", "torch", "device" and "cores"."""
+    """JSON-ready: "zoominnet" (its version), "commit" (:func:`commit`), "python", "torch", "device" and "cores"."""
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "zoominnet": zoominnet.__version__,
@@ -29,7 +28,8 @@ def here() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the checkout that this package lies in."""
+    """Of the checkout that this package lies in, with "+" where something tracked is changed; of a copy without git what
+    the environment's ZOOMINNET_COMMIT says, or None."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
@@ -40,7 +40,7 @@ def commit() -> str | None:
         return done.stdout.strip()
 
     if git("ls-files", "--error-unmatch", "zoominnet/__init__.py") is None:  # installed below another checkout
-        return None
+        return os.environ.get("ZOOMINNET_COMMIT")
     changed = git("status", "--porcelain", "--untracked-files=no", "zoominnet", "kernels", "csrc")
     return f"{git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
 

@@ -153,9 +153,13 @@ def exit_status(error: BaseException) -> int | None:
     return EXIT_OUT_OF_MEMORY if is_out_of_memory(error) else None
 
 
+OUT_OF_MEMORY = r"can't allocate memory|CUDA error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+"""What torch's allocator for the CPU, the driver, and the libraries beside torch say."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python could not get memory; torch's CPU allocator says so in words only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether torch or Python could not get memory; all but torch's allocator for GPUs say so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(OUT_OF_MEMORY, str(error)) is not None
 
 
 REMEDIES = {

@@ -332,7 +332,7 @@ class TrainConfig:
     val_images: AtLeast1OrNone = None
     """Validate on the first so many images of the split only. None: all."""
     checkpoint_every: Annotated[int, at_least(1), MAY_CHANGE] = 500
-    """Steps between checkpoints, besides the one at each epoch's end."""
+    """Steps between checkpoints, besides the one after each validation."""
     keep_checkpoints: Annotated[int, at_least(1), MAY_CHANGE] = 2
     """Newest checkpoints to keep, besides the best."""
     log_every: AtLeast1 = 10

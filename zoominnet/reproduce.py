@@ -59,7 +59,7 @@ class ReproduceConfig:
     command goes on with it."""
     jobs: Annotated[int, at_least(1)] = 1
     """Runs at a time. Small models leave most of a processor idle: as many as there are cores, or several on a GPU, are
-    faster together."""
+    faster together. Large ones fill a GPU, which takes turns with them."""
     only: tuple[str, ...] = ()
     """Trainings to run, by their names (--list), with the teachers that they need. None: all."""
     list: bool = False

@@ -475,6 +475,9 @@ def test_exit_statuses_are_those_of_the_table() -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total of 1 GiB"), 71),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 71),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), 71),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 71),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 71),
         (MemoryError(), 71),
         (OSError(errno.ENOSPC, "No space left on device", "/somewhere"), 74),
         (KeyboardInterrupt(), 130),

@@ -714,11 +714,13 @@ def test_the_screen_gets_what_matters_and_the_log_all(
 
 
 @pytest.mark.slow
-def test_epochs_between_validations_are_saved_and_not_measured(tiny_train: Train, tmp_path: Path) -> None:
-    assert tiny_train("--no-distill", "--epochs", "3", "--val-every", "2", "--keep-checkpoints", "9") == 0
+@pytest.mark.parametrize(("every", "saved"), [("500", ["08", "12"]), ("3", ["03", "06", "08", "09", "12"])])
+def test_checkpoints_between_validations(tiny_train: Train, tmp_path: Path, every: str, saved: list[str]) -> None:
+    options = ("--epochs", "3", "--val-every", "2", "--keep-checkpoints", "9", "--checkpoint-every", every)
+    assert tiny_train("--no-distill", *options) == 0
     student = tmp_path / "run" / "student"
     assert [line["step"] for line in metrics(student, "val")] == [8, 12]
-    assert [path.name[-2:] for path in sorted((student / "checkpoints").glob("step-*"))] == ["04", "08", "12"]
+    assert [path.name[-2:] for path in sorted((student / "checkpoints").glob("step-*"))] == saved
 
 
 def test_scenes_are_not_laid_out_before_they_are_needed(

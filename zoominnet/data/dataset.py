@@ -396,7 +396,7 @@ def loader_failure(error: Exception, *, within_loader: bool = False) -> LoaderEr
     if timed_out:
         remedy = "look at that file and its disk, or give a longer --loader-timeout"
     else:
-        remedy = "if memory ran out, give fewer --workers; --workers 0 shows more"
+        remedy = "if memory ran out, give fewer --workers, or a container more --shm-size; --workers 0 shows more"
     return LoaderError(f"{text.rstrip('. ')}{where}: {remedy}")
 
 

@@ -62,6 +62,9 @@ class TrainingModule(nn.Module):
 
     def compile_parts(self) -> None:
         """Has torch.compile compile teacher and student, which it does in the first step."""
+        if self.distiller is not None and self.distiller.needs != "features":
+            # The gradient of the distillation loss alone goes back through the head, and all of it once more.
+            torch._functorch.config.donated_buffer = False
         self.model.compile_parts()
         if self.distiller is not None:
             self.distiller.compile_teacher()

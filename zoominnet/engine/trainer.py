@@ -218,14 +218,14 @@ class Phase:
             writer.poll()
             epoch_ends = self.step % self.plan.steps_per_epoch == 0
             validate = self.step == self.total_steps or (epoch_ends and (epoch + 1) % self.config.val_every == 0)
-            leave = validate or epoch_ends or self.stop is not None
-            if leave or self.step % self.config.checkpoint_every == 0:
+            due = self.step % self.config.checkpoint_every == 0
+            if due or validate or epoch_ends or self.stop is not None:
                 while self.launched:
                     self._settle(log, display)
                 self.state.validation_due = validate
-                if not validate:
+                if not validate and (due or self.stop is not None):
                     self.save(writer, log, None)
-            if leave:
+            if validate or epoch_ends or self.stop is not None:
                 return
 
     def _train_step(self, batch: Batch, measure: bool) -> Callable[[], StepOutcome]:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
 from measure import EFFORT, Clock, Rival
+from shapes import BOXES
 
 from zoominnet.kernels import available_backends
 
@@ -107,6 +108,7 @@ def race(benchmark: Any, clock: Clock, size: str) -> Race:
             "dtype": str(getattr(shape, "dtype", torch.float32)).removeprefix("torch."),
             "direction": direction,
             **measure.facts(clock.device),
+            "boxes": BOXES,
         }
         benchmark.extra_info |= measure.race(benchmark, clock, EFFORT[size], rivals, check, left_out, bytes_moved)
 

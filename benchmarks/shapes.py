@@ -21,6 +21,8 @@ from zoominnet.kernels import AnchorGrid, akdp_mask, max_iou_assign
 from zoominnet.models.anchors import base_anchors
 
 VISDRONE = Path(__file__).resolve().parents[2] / "shared" / "data" / "visdrone-mini"
+BOXES = "VisDrone-mini" if VISDRONE.is_dir() else "made up"
+"""Where the boxes come from."""
 TYPICAL = 54
 """Boxes of a typical image: the mean of VisDrone's training images."""
 

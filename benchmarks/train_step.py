@@ -60,7 +60,7 @@ TOLERANCES = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 0.02}
 """Relative, of losses and gradient between rivals. In float32 they differ by the order of sums alone, up to 2e-5 here. A GPU's
 convolutions of float32 round their factors to TF32's ten bits, two more than bfloat16 has. In bfloat16 each operation rounds to 2**-9 of its value, and the rivals take the masked sum and the normalisation of the images
 in other types: up to 0.013."""
-STEPS_A_TURN = {"cpu": 1, "cuda": 10}
+STEPS_A_TURN = {"cpu": 1, "cuda": 5}
 """Steps that are timed together: on a GPU the host works ahead of it."""
 PROFILED, DECODED = 3, 10
 """Steps that the breakdown is the mean of, and batches that the loader is timed on."""

@@ -49,16 +49,21 @@ VARIANTS: dict[str, list[tuple[str, str, str]]] = {
 """By name: a file, what stands there, and what is to stand there."""
 
 
+def sources() -> list[str]:
+    """The files that a library for CUDA is made of, relative to ROOT."""
+    found = [str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file()]
+    return [*NEEDED, *(path for path in found if not path.endswith("_cpu.cpp"))]
+
+
 def write_sources(name: str, folder: Path) -> None:
     """The tree that setup.py compiles a variant from.
 
     Raises:
         SystemExit: what is to be replaced is not there just once.
     """
-    for path in (*NEEDED, *(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file())):
-        if not path.endswith("_cpu.cpp"):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, folder / path)
+    for path in sources():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
     for path, old, new in VARIANTS[name]:
         text = (folder / path).read_text(encoding="utf-8")
         if text.count(old) != 1:
@@ -67,10 +72,11 @@ def write_sources(name: str, folder: Path) -> None:
 
 
 def build(names: Sequence[str], folder: Path) -> None:
-    """Compiles variants that are not there, each into a folder of its name."""
+    """Compiles variants that are not there or older than the sources, each into a folder of its name."""
+    newest = max((ROOT / path).stat().st_mtime for path in [*sources(), "benchmarks/variants.py"])
     for name in names:
         library = folder / name / "_C_cuda.so"
-        if library.is_file():
+        if library.is_file() and library.stat().st_mtime > newest:
             continue
         with tempfile.TemporaryDirectory() as tree:
             write_sources(name, Path(tree))

@@ -11,7 +11,7 @@ from ._extension import library_state
 from ._triton_state import triton_state
 
 OPERATIONS = ("akdp_mask", "max_iou_assign", "pa_l2_loss", "sigmoid_focal_loss", "upsample_nearest2x")
-BACKENDS = ("reference", "triton", "native")
+BACKENDS = ("reference", "native", "triton")
 
 # From fastest to slowest, by the time of forward and backward together, on the shapes of benchmarks/shapes.py: medians
 # of interleaved runs. A backend that was not measured on a device stands behind the reference.

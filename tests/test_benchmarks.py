@@ -469,7 +469,14 @@ def result(op: str, shape: str, direction: str, **medians: float) -> dict[str, A
 
 
 def results_with(*benchmarks: dict[str, Any]) -> dict[str, Any]:
-    head = {"command": "pytest", "date": "2000-01-01", "device": "cpu", "hardware": "abacus", "threads": 1}
+    head = {
+        "command": "pytest",
+        "date": "2000-01-01",
+        "device": "cpu",
+        "hardware": "abacus",
+        "threads": 1,
+        "boxes": "VisDrone-mini",
+    }
     return {**head, "versions": {"torch": "2"}, "commit": "abc", "benchmarks": list(benchmarks)}
 
 

@@ -70,7 +70,8 @@ def test_f25_steps_leave_no_tensor_and_no_file_behind(
 ) -> None:
     """Counts, which no other process on the machine can disturb, unlike the memory that `make soak` looks at.
 
-    On a GPU also the bytes that torch has allocated there, over 300 steps.
+    On a GPU also the bytes that torch was asked for there, over 300 steps; its tensors alone, for batches on the host lie
+    in the queue of the thread that pins them, none or two as it happens.
     """
 
     def count() -> tuple[int, int, int] | None:
@@ -79,7 +80,9 @@ def test_f25_steps_leave_no_tensor_and_no_file_behind(
             return None
         gc.collect()
         tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
-        return len(tensors), torch.cuda.memory_allocated(), open_files()
+        counted = [each for each in tensors if each.device.type == device]
+        asked_for = torch.cuda.memory_stats().get("requested_bytes.all.current", 0)
+        return len(counted), asked_for, open_files()
 
     seen = watch_steps(monkeypatch, count)
     options = ["--teacher", teacher, "--synthetic-images", str(images), "2", "--epochs", str(epochs)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from zoominnet.distill import Distiller, DistillOptions
 from zoominnet.engine.step import TrainingModule
 from zoominnet.kernels import available_backends
-from zoominnet.models import build_model
+from zoominnet.models import RetinaNet, build_model
 
 SIZE = 128
 
@@ -50,3 +52,21 @@ def test_a_training_step_compiles_without_graph_breaks() -> None:
     grads, expected_grads = (torch.autograd.grad(x, parameters) for x in (loss, expected))
     assert any(bool(grad.any()) for grad in grads)
     assert all(map(torch.equal, grads, expected_grads))
+
+
+@pytest.mark.parametrize(("losses", "donated"), [({"pa-l2": 1.0}, True), ({"pa-l2": 1.0, "response": 1.0}, False)])
+def test_the_compiler_keeps_what_two_gradients_need(
+    losses: Any, donated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of a loss on the head alone, and the one of all: torch's compiler refuses the second where it frees early.
+
+    Seen with "fa" and both losses; to compile that here would take a minute.
+    """
+    options = {"backbone": "resnet10-quarter", "num_classes": 3, "channels": 8}
+    student = build_model("snet", image_size=SIZE, **options)
+    teacher = build_model("teacher", image_size=2 * SIZE, **options)
+    module = TrainingModule(student, Distiller(student, teacher, DistillOptions(losses=losses)))
+    monkeypatch.setattr(RetinaNet, "compile_parts", lambda model: None)
+    with torch._functorch.config.patch(donated_buffer=True):
+        module.compile_parts()
+        assert torch._functorch.config.donated_buffer is donated

@@ -324,7 +324,7 @@ def test_available_backends() -> None:
     available = available_backends()
     assert set(available) == set(FUNCTIONS)
     for states in available.values():
-        assert list(states) == ["reference", "triton", "native"]
+        assert list(states) == ["reference", "native", "triton"]
         assert states["reference"] == "ok"
         for name in ("triton", "native"):
             assert states[name] == "ok" or states[name].startswith(("not built: ", "unusable: "))
@@ -341,7 +341,7 @@ def test_named_backend_runs_or_tells_why_not(operation: str) -> None:
             assert str(caught.value) == f"{operation}: backend {name!r} is {state}"
             assert isinstance(caught.value, RuntimeError)
     with pytest.raises(
-        ValueError, match="backend must be 'auto', 'fused' or one of 'reference', 'triton', 'native', got 'cuda'"
+        ValueError, match="backend must be 'auto', 'fused' or one of 'reference', 'native', 'triton', got 'cuda'"
     ):
         small_call(operation, "cuda")
 

@@ -242,7 +242,7 @@ def race(
         device's own seconds, and the peak of its extra memory (bytes).
     """
     ours = next(rival for name in OURS for rival in rivals if rival.name == name)
-    # Not of zeros, which a GPU copies faster than what there is to be copied.
+    # Not of zeros, which may be quicker to move than what is moved in earnest.
     source = torch.randint(256, (bytes_moved // 2,), dtype=torch.uint8, device=clock.device)
     copy = source.clone()
     first, left_out = {}, dict(left_out)

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -402,6 +403,29 @@ def test_others_that_fail_are_left_out() -> None:
         "compiled": "failed: RuntimeError: no compiler",
         "eager": "failed: AssertionError: eager is wrong",
     }
+
+
+def test_a_first_call_that_compiles_is_not_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SLOW", 0.05)
+    seen: set[str] = set()
+
+    def slow_at_first(name: str) -> Any:
+        def run() -> int:
+            if name not in seen:
+                seen.add(name)
+                busy_until = time.process_time() + 0.1
+                while time.process_time() < busy_until:
+                    pass
+            return 1
+
+        return measure.Rival(name, run)
+
+    rivals = [measure.Rival("native", lambda: 1), *map(slow_at_first, ("triton", "compiled", "eager"))]
+    clock, effort = measure.Clock(torch.device("cpu")), measure.Effort(0, 2, 2)
+    found = measure.race(Benchmark(), clock, effort, rivals, lambda name, result: None, {}, 8)["rivals"]
+    assert found["triton"]["calls"] > 1 < found["compiled"]["calls"]
+    assert max(found["triton"]["median"], found["compiled"]["median"]) < 0.05
+    assert found["eager"]["calls"] == 1
 
 
 PEAK_MEMORY = """

@@ -346,6 +346,13 @@ def test_named_backend_runs_or_tells_why_not(operation: str) -> None:
         small_call(operation, "cuda")
 
 
+def test_where_nothing_is_measured_what_is_compiled_already_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_state", lambda operation, backend, device_type: "ok")
+    choose = _dispatch._choose_fastest.__wrapped__
+    assert choose("akdp_mask", "auto", "elsewhere") == "reference"
+    assert choose("akdp_mask", "fused", "elsewhere") == "native"
+
+
 @pytest.mark.parametrize("operation", FUNCTIONS)
 def test_automatic_choice_is_logged_once(operation: str, caplog: pytest.LogCaptureFixture) -> None:
     _dispatch._choose_fastest.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 import scenes
 from devices import threads
 from fault_runs import QUICK, TinyRun, digest, small_resnet18
-from small_run import SMALL_RUN
+from small_run import SMALL_RUN, Train
 
 from zoominnet.train import main as train_main
 
@@ -39,8 +39,6 @@ TINY = [
     "--device",
     "cpu",
 ]
-
-Train = Callable[..., int]
 
 
 @pytest.fixture

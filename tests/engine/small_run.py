@@ -1,5 +1,10 @@
 """The options that tiny trainings start from: ResNet-18 from random values by SGD, on synthetic scenes or what is given."""
 
+from collections.abc import Callable
+
+Train = Callable[..., int]
+"""Of the fixture `tiny_train`: options, and the run's folder as `out`; gives the exit status."""
+
 SMALL_RUN = [
     *("--ignored", "honour"),
     *("--backbone", "resnet18"),

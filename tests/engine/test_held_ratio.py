@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Train
 from fault_runs import metrics
 from rich.console import Console
 from safetensors.torch import load_file
+from small_run import Train
 from test_update import CPU, batch_of, update_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode

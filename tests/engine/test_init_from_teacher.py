@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Train
 from fault_runs import metrics
 from rich.console import Console
 from safetensors.torch import load_file
+from small_run import Train
 
 from zoominnet import load
 from zoominnet.config import PROFILES, ConfigError, TrainConfig

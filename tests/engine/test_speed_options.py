@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Train
 from fault_runs import metrics
 from safetensors.torch import load_file
+from small_run import Train
 from torch._dynamo.utils import counters
 
 from zoominnet.engine.checkpoint import MODEL, list_checkpoints

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Train
 from cuda_autocast import cuda_autocast_on_cpu
 from fault_runs import metrics
+from small_run import Train
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 

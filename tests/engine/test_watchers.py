@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Train
 from fault_runs import metrics
 from safetensors.torch import load_file
+from small_run import Train
 from torch import Tensor
 
 from zoominnet.data import Batch

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Train
 from fault_runs import digest
 from rich.console import Console
 from safetensors.torch import load_file
+from small_run import Train
 from test_update import batch_of, spoil, update_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -28,6 +28,7 @@ from zoominnet.engine.state import TrainingState, restore
 from zoominnet.engine.step import TrainingModule
 from zoominnet.engine.stopping import Interrupted, agreed_stop, stop_signals
 from zoominnet.engine.update import StepOutcome, Update
+from zoominnet.engine.waiting import Waiting
 from zoominnet.engine.watchers import WATCHERS, StepReport, Watched
 from zoominnet.models import RetinaNet
 
@@ -121,6 +122,7 @@ class Phase:
         self.launched: deque[LaunchedStep] = deque()
         # The last ones and when they were done: between two that were launched ahead may be no time at all.
         self.settled: deque[tuple[int, float]] = deque(maxlen=10)
+        self.waiting = Waiting(config, self.device)
         self.compiled = False
         self.received: list[int] = []
         self.stop: int | None = None
@@ -203,7 +205,7 @@ class Phase:
         self.settled.append((self.step, time.perf_counter()))
         if self.config.compile and not self.compiled:
             self.console.print(f"{self.name}: compiling, which takes minutes before the first step", highlight=False)
-        for batch in loader:
+        for batch in self.waiting.watch(loader):
             measure = (self.step + 1) % self.config.log_every == 0
             with ExitStack() as around:
                 for watcher in self.watchers:
@@ -215,6 +217,8 @@ class Phase:
                 self._settle(log, display)
             if self.ranks.size == 1:
                 self.stop = next(iter(self.received), None)
+            if measure and (advice := self.waiting.advice()) is not None:
+                self.console.print(f"{self.name}: {advice}", highlight=False, soft_wrap=True)
             writer.poll()
             epoch_ends = self.step % self.plan.steps_per_epoch == 0
             validate = self.step == self.total_steps or (epoch_ends and (epoch + 1) % self.config.val_every == 0)

@@ -96,7 +96,7 @@ def test_plain_install(python: Path, checkout: Path, tmp_path: Path) -> None:
 def test_editable_install(python: Path, checkout: Path, tmp_path: Path, mode: str) -> None:
     settings = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
     install(python, *settings, "-e", checkout, cwd=tmp_path)
-    works(python, tmp_path, checkout)
+    works(python, tmp_path)
 
 
 @pytest.mark.slow

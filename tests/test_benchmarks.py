@@ -126,6 +126,7 @@ def test_training_step_runs(tmp_path: Path) -> None:
     rivals, flops, parts = benchmark["rivals"], benchmark["flops"], benchmark["breakdown"]
     assert rivals.keys() > {"torchvision", "torchvision, channels_last", "reference", "native"}
     assert len(rivals) == 5 if before else 4
+    assert "GPU" in benchmark["left_out"][train_step.SEARCHED]
     for rival in rivals.values():
         assert 0 < rival["q1"] <= rival["median"] <= rival["q3"]
     assert flops["native"] == pytest.approx(flops["torchvision"], rel=0.01)  # the head's gaps, see below

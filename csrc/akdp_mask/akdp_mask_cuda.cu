@@ -111,20 +111,24 @@ __global__ __launch_bounds__(kThreads) void lambda_kernel(const __grid_constant_
 template <class T>
 __global__ __launch_bounds__(kThreads) void select_grids_kernel(const __grid_constant__ Grids grids,
                                                                 const __grid_constant__ Images images, BoxArray boxes,
-                                                                int64_t G, int64_t B, const double* lambda,
-                                                                const T* max_iou, uint8_t* mask) {
+                                                                int64_t G, int64_t B, const PartSums* sums,
+                                                                const double* lambda, const T* max_iou, uint8_t* mask) {
   const int64_t first_box = images.first_box[0];
   const int64_t tasks = (images.first_box[images.count] - first_box) * grids.tiles;
   for (int64_t task = first_task_of_warp(); task < tasks; task += tasks_of_warps()) {
     BoxTile at = find_tile(grids, task);
     at.box += first_box;
-    const T best = max_iou[at.level * G + at.box];
-    if (!(best > 0)) {
-      continue;
+    const T best = max_iou[at.level * G + at.box],
+            best_of_tile = static_cast<T>(sums[first_box * grids.tiles + task].max_iou);
+    if (!(best_of_tile > 0)) {
+      continue;  // a box of a usual size touches few of a level's tiles
     }
     const Level& level = grids.levels[at.level];
     const int64_t b = images.first + images.image_of(at.box);
     const T threshold = akdp_threshold(lambda[at.level * B + b], best);
+    if (!(best_of_tile > threshold)) {
+      continue;
+    }
     uint8_t* const of_image = mask + B * level.first_cell + b * level.cells();
     visit_tile(level, sanitize(boxes.load<T>(at.box)), at.tile, at.tiles, [&](int row, int column, int64_t, T iou) {
       if (iou > threshold) {
@@ -232,7 +236,7 @@ Outputs akdp_mask_of_grids(const Tensor& boxes, const std::vector<int64_t>& coun
   for (const Images& images : split_images(counts)) {
     stream.launch(lambda_kernel<T>, grids.L * images.count, images, levels, sums, options, B, lambda, max_iou);
     const int64_t tasks_of_images = (images.first_box[images.count] - images.first_box[0]) * grids.tiles;
-    stream.launch(select_grids_kernel<T>, divide_up(tasks_of_images, kWarps), grids, images, array, G, B, lambda,
+    stream.launch(select_grids_kernel<T>, divide_up(tasks_of_images, kWarps), grids, images, array, G, B, sums, lambda,
                   max_iou, mask);
   }
   return outputs;

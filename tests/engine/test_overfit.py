@@ -29,4 +29,4 @@ def test_an_overfit_batch_is_learnt(tmp_path: Path) -> None:
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert sum(line["loss"] for line in lines[-10:]) / 10 < 0.15 * lines[0]["loss"]  # 0.06 to 0.08 with other seeds
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["models"]["student"]["AP"] > 0.8  # 0.93 to 0.97
+    assert result["models"]["student"]["AP"] > 0.9

@@ -157,13 +157,7 @@ def test_program_ids_are_64_bit(path: Path) -> None:
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize(
-    ("architectures", "dtypes"),
-    [
-        ("90", "float32 bfloat16"),
-        pytest.param("80,120", "float64 bfloat16", marks=pytest.mark.soak),  # they show little that the first does not
-    ],
-)
+@pytest.mark.parametrize(("architectures", "dtypes"), [("90", "float32 float64 bfloat16"), ("80,120", "bfloat16")])
 def test_compiles_for_gpus(architectures: str, dtypes: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     # Triton itself finds what it has compiled by the sources, its version, the target and all options.
     cache = str(kept(pytestconfig, "triton", SOURCES))

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         names = [name for name in DEVICES if metafunc.config.getoption("--device") in (None, name)]
         metafunc.parametrize("device", [torch.device(name) for name in names], ids=names, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A benchmark that Ctrl-C ends is left out of the results, which pytest-benchmark could not write with it: it leaves
+    out only those that an Exception has ended."""
+    try:
+        return (yield)
+    except KeyboardInterrupt:
+        if benchmark := getattr(item, "funcargs", {}).get("benchmark"):
+            benchmark.has_error = True
+        raise
 
 
 @pytest.fixture(scope="session")

@@ -364,7 +364,8 @@ def breakdown_of(results: dict[str, Any]) -> list[str]:
         steps, convolutions = parts.pop("steps"), parts.pop("convolutions")
         parts["the rest"] = steps - sum(parts.values())
         parts |= {"all": steps, "convolutions": convolutions, "all but convolutions": steps - convolutions}
-        cells = {name: f"{time(part)} ({part / steps:.1%})" for name, part in parts.items()}
+        # Nothing at all: a GPU whose kernels torch's profiler may not see.
+        cells = {name: f"{time(part)} ({part / steps:.1%})" if steps else "not profiled" for name, part in parts.items()}
         decode = benchmark["decode"]
         cells["decode, by one process of the loader"] = "not measured" if decode is None else time(decode["median"])
         columns.append(cells)

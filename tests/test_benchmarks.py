@@ -284,6 +284,9 @@ def test_tables_of_the_training_step() -> None:
     assert "not measured" in text
     assert "`pytest benchmarks/bench_train_step.py --benchmark-only --threads 1 --before abc`, abacus" in text
     assert report.details_section(kept) == [report.NO_GPU]
+    info["breakdown"] = dict.fromkeys(info["breakdown"], 0.0)
+    kept = report.take({"datetime": "2000-01-01T01:02:03", "benchmarks": [{"extra_info": info}]})
+    assert "| all | not profiled |" in "\n".join(report.steps_section(kept))
 
 
 BREAK = """
@@ -329,6 +332,32 @@ def test_a_wrong_kernel_fails(tmp_path: Path) -> None:
     assert " passed" not in done.stdout
     for message in ("cells of the mask are wrong", "anchors are assigned wrongly", "native: loss", "native: output"):
         assert message in done.stdout
+
+
+INTERRUPT = """
+from pytest_benchmark.stats import Metadata
+
+update = Metadata.update
+
+def interrupted(self, seconds):
+    if "500 boxes" in self.name:
+        raise KeyboardInterrupt
+    update(self, seconds)
+
+Metadata.update = interrupted
+"""
+
+
+@pytest.mark.slow
+def test_what_was_measured_before_ctrl_c_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    results = tmp_path / "results.json"
+    options = ["-p", "interrupt", "--benchmark-only", f"--benchmark-json={results}", "-k", "grids and (54 or 500)"]
+    done = run_benchmarks("benchmarks/bench_akdp_mask.py", *options, PYTHONPATH=str(tmp_path))
+    assert done.returncode == pytest.ExitCode.INTERRUPTED
+    assert "1 passed" in done.stdout
+    [kept] = json.loads(results.read_text())["benchmarks"]
+    assert kept["extra_info"]["shape"] == "1024 px, 54 boxes"
 
 
 class Benchmark:

@@ -365,7 +365,9 @@ def breakdown_of(results: dict[str, Any]) -> list[str]:
         parts["the rest"] = steps - sum(parts.values())
         parts |= {"all": steps, "convolutions": convolutions, "all but convolutions": steps - convolutions}
         # Nothing at all: a GPU whose kernels torch's profiler may not see.
-        cells = {name: f"{time(part)} ({part / steps:.1%})" if steps else "not profiled" for name, part in parts.items()}
+        cells = {
+            name: f"{time(part)} ({part / steps:.1%})" if steps else "not profiled" for name, part in parts.items()
+        }
         decode = benchmark["decode"]
         cells["decode, by one process of the loader"] = "not measured" if decode is None else time(decode["median"])
         columns.append(cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +43,7 @@ def options(**changes: Any) -> TrainConfig:
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of steps of 3 s: 1 s for a batch, 4 s for the first of the second epoch, 100 s that do not count."""
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(waiting, "usable_cores", lambda: 16)
     clock, watch = Clock(monkeypatch), Waiting(options(), GPU)
     clock.epoch(watch, [100, 1, 1, 1], work=3)
     assert (watch.waited, watch.worked) == (3, 12)
@@ -75,7 +76,7 @@ def test_images_that_come_in_time_are_no_matter(monkeypatch: pytest.MonkeyPatch)
 def test_what_can_help(
     monkeypatch: pytest.MonkeyPatch, device: str, changes: dict[str, Any], means: str | None
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(waiting, "usable_cores", lambda: 16)
     clock, watch = Clock(monkeypatch), Waiting(options(**changes), torch.device(device))
     clock.epoch(watch, [1.0] * 40, work=1)
     advice = watch.advice()
@@ -105,3 +106,24 @@ def test_a_run_says_so_once(
     lines = [line for line in capsys.readouterr().out.splitlines() if "waits for images" in line]
     assert len(lines) == slow
     assert all(line.startswith("student: ") and "--cache ram, disk or device may help" in line for line in lines)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="the system does not say which cores are this process's"
+)
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_more_workers_than_cores_are_told_once(
+    tiny_train: Train,
+    tiny_teacher: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+    workers: int,
+) -> None:
+    """In the header, and not by PyTorch's warning at each epoch and validation."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert tiny_train("--teacher", tiny_teacher, "--workers", str(workers)) == 0
+    assert [str(each.message) for each in recwarn if "DataLoader" in str(each.message)] == []
+    told = "  workers   2 processes read images on 1 core; they take turns, so 1 --workers may be as fast\n"
+    assert capsys.readouterr().out.count(told) == (workers == 2)

@@ -334,6 +334,9 @@ def _raise_limit_of_open_files() -> None:
 class _Loader(DataLoader[Sample]):
     """A DataLoader whose errors name files, and whose workers end with the iteration, however it ends."""
 
+    def check_worker_number_rationality(self) -> None:
+        """PyTorch's warning at each iteration of more workers than cores; a run tells it once."""
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
         try:

@@ -18,6 +18,13 @@ TOO_MUCH = 0.25
 """From this share on."""
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, which a scheduler or a container may have made fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Waiting:
     """Measures the waiting of a phase's loop for its batches, and has advice where it is long.
 
@@ -51,7 +58,7 @@ class Waiting:
         if self._told or total < LONG_ENOUGH or self.waited < TOO_MUCH * total:
             return None
         self._told = True
-        means, cores = [], os.cpu_count() or 1
+        means, cores = [], usable_cores()
         # On the CPU more workers would take from the training what they give.
         if self.device.type != "cpu" and self.config.workers < cores:
             means.append(f"more --workers ({self.config.workers} now, on {cores} cores)")

@@ -2,8 +2,8 @@
 
 `replace` gives each operator that has a kernel for CUDA another one, below autograd and autocast: the CPU's own on the same
 memory. All else of PyTorch for CUDA is its own: autograd's threads, autocast, streams, the allocators of memory and of pinned
-memory. So a program that mixes devices, or reads what nobody has written, is found out on the stand-in as on a GPU, and one
-that does not gets the CPU's numbers to the bit.
+memory. So a program that mixes devices is found out on the stand-in as on a GPU, and one that does not gets the CPU's numbers
+to the bit.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def note_wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Counts in `waits` a call for which the host would wait on a GPU."""
     if name == "copy_":
         to, source, *more = args
-        at_once = more[0] if more else kwargs.get("non_blocking", False)
-        at_once = at_once and (source.is_cuda or source.is_pinned())
+        host = source if to.is_cuda else to
+        at_once = (more[0] if more else kwargs.get("non_blocking", False)) and host.is_pinned()
         waiting = to.is_cuda != source.is_cuda and to.numel() > 0 and not at_once
     elif name == "index":
         waiting = any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])

@@ -40,9 +40,7 @@ RUNS = {
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
-    pytest.mark.skipif(
-        torch.version.cuda is None or sys.platform != "linux", reason="needs PyTorch for CUDA, and Linux"
-    ),
+    pytest.mark.skipif(not all(each.is_dir() for each in HEADERS), reason="needs PyTorch for CUDA 13, and Triton"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
 ]
 
@@ -65,7 +63,8 @@ def test_a_training_is_that_of_the_cpu_and_no_step_waits(run: str, preloaded: di
     assert "on cuda" in done.stdout
     waits = json.loads(done.stdout.splitlines()[-1])
     assert any("checkpoint/" in place for place in waits)  # it does see them
-    assert {place: count for place, count in waits.items() if "engine/update.py" in place} == {}
+    # What is not below the run's own calls is autograd's, in a thread of its own.
+    assert [place for place in waits if "engine/update.py" in place or "engine/run.py" not in place] == []
     assert main([*options, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
     files = sorted(path.relative_to(tmp_path / "cpu") for path in (tmp_path / "cpu").rglob("model.safetensors"))
     assert {path.parts[0] for path in files} == {"teacher", "student"}

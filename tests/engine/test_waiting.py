@@ -125,5 +125,5 @@ def test_more_workers_than_cores_are_told_once(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert tiny_train("--teacher", tiny_teacher, "--workers", str(workers)) == 0
     assert [str(each.message) for each in recwarn if "DataLoader" in str(each.message)] == []
-    told = "  workers   2 processes read images on 1 core; they take turns, so 1 --workers may be as fast\n"
+    told = "  workers   2 processes read images on 1 core; they take turns, so --workers 1 may be as fast\n"
     assert capsys.readouterr().out.count(told) == (workers == 2)

@@ -219,7 +219,7 @@ class Run:
         ]
         if config.workers > (cores := usable_cores()):
             each = f"{config.workers} processes read images on {cores} core{'s' * (cores > 1)}"
-            lines.append(f"  workers   {each}; they take turns, so {cores} --workers may be as fast")
+            lines.append(f"  workers   {each}; they take turns, so --workers {cores} may be as fast")
         if self.ranks.size > 1:
             share = config.batch_size // self.ranks.size
             lines.append(f"  processes {self.ranks.size}, each {share} of the {config.batch_size} images of a batch")

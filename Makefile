@@ -23,7 +23,7 @@ demo: $(STAMP)
 # Two at a time: most tests keep one core busy. What is in one file runs in one process, in turn, the longest files
 # first. Threads of one process that wait are not to spin on the cores that the other needs. The bytecode of what the
 # tests' many programs import is kept, also where the environment forbids it in the sources' folders.
-PYTEST_TWO = OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache \
+PYTEST_TWO = OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(CURDIR)/$(VENV)/pycache" \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)

@@ -23,6 +23,7 @@ from zoominnet.config import MAX_IMAGE_SIZE, MAX_SECONDS, MAX_WORKERS
 from zoominnet.data import MAX_ZOOM, DataFormat, ResizeMode, Split, SyntheticClasses
 from zoominnet.deployment import known_cost
 from zoominnet.engine.inference import InputPath, predict_split, undecodable_warning
+from zoominnet.engine.waiting import more_than_cores
 from zoominnet.errors import UserError
 from zoominnet.evaluation import (
     Result,
@@ -207,6 +208,8 @@ def _evaluate(config: EvaluateConfig, loaded: Detector | None, console: Console 
         scene_size=model.image_size * model.architecture.input_divisor,
         console=console,
     )
+    if (crowded := more_than_cores(config.workers)) is not None:
+        console.print(f"--workers {crowded}", style="yellow", highlight=False)
     check_same_classes(config.data, split.class_names, info.class_names, "the model")
     model.image_size = (
         config.image_size or model.image_size

@@ -16,6 +16,7 @@ from zoominnet.config import PROFILES, TrainConfig
 from zoominnet.data import DetectionDataset
 from zoominnet.engine import waiting
 from zoominnet.engine.waiting import Waiting
+from zoominnet.evaluate import main as evaluate_main
 
 GPU = torch.device("cuda")
 
@@ -121,9 +122,12 @@ def test_more_workers_than_cores_are_told_once(
     recwarn: pytest.WarningsRecorder,
     workers: int,
 ) -> None:
-    """In the header, and not by PyTorch's warning at each epoch and validation."""
+    """In a run's header and by an evaluation, and not by PyTorch's warning at each epoch and validation."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert tiny_train("--teacher", tiny_teacher, "--workers", str(workers)) == 0
+    told = "2 on 1 core: they take turns, so --workers 1 may be as fast\n"
+    assert capsys.readouterr().out.count(f"  workers   {told}") == (workers == 2)
+    measure = ["--data", "synthetic", "--synthetic-images", "2", "--latency-repeats", "0", "--device", "cpu"]
+    assert evaluate_main([tiny_teacher, *measure, "--workers", str(workers)]) == 0
+    assert capsys.readouterr().out.count(f"--workers {told}") == (workers == 2)
     assert [str(each.message) for each in recwarn if "DataLoader" in str(each.message)] == []
-    told = "  workers   2 processes read images on 1 core; they take turns, so --workers 1 may be as fast\n"
-    assert capsys.readouterr().out.count(told) == (workers == 2)

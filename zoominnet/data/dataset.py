@@ -287,7 +287,8 @@ def make_loader(
     Args:
         batches: `BatchPlan.epoch_batches(...)` in training, `shard_batches(...)` in evaluation.
         workers: processes that load; 0 loads in this one. None are started where they would take more time than they save:
-            when every image is on the device, or kept elsewhere and bound for the CPU.
+            when every image is on the device, or kept elsewhere and bound for the CPU. More than there are cores take
+            turns; unlike PyTorch's, this loader does not warn of it.
         timeout: seconds to wait for a worker's batch before giving up with an error, over 0; without workers unused.
         pin_memory: for batches that go to a GPU.
     """
@@ -335,7 +336,7 @@ class _Loader(DataLoader[Sample]):
     """A DataLoader whose errors name files, and whose workers end with the iteration, however it ends."""
 
     def check_worker_number_rationality(self) -> None:
-        """PyTorch's warning at each iteration of more workers than cores; a run tells it once."""
+        """PyTorch's warning at each iteration of more workers than cores, which the commands tell once."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()

@@ -56,7 +56,7 @@ from zoominnet.engine.log import logged
 from zoominnet.engine.pictures import validation_pictures
 from zoominnet.engine.precision import AUTOCAST_DTYPES, choose_amp
 from zoominnet.engine.trainer import Phase, Validation
-from zoominnet.engine.waiting import usable_cores
+from zoominnet.engine.waiting import more_than_cores
 from zoominnet.evaluation import evaluate_coco
 from zoominnet.models import LoadReport, RetinaNet, build_model, inherit_weights, load_weights
 from zoominnet.models.backbones.resnet import WITH_BOTTLENECKS
@@ -217,9 +217,8 @@ class Run:
             f"  kernels   {kernels}",
             f"  folder    {config.out}: every option is in {CONFIG_FILE}, all that is said in {LOG_FILE}",
         ]
-        if config.workers > (cores := usable_cores()):
-            each = f"{config.workers} processes read images on {cores} core{'s' * (cores > 1)}"
-            lines.append(f"  workers   {each}; they take turns, so --workers {cores} may be as fast")
+        if (crowded := more_than_cores(config.workers)) is not None:
+            lines.append(f"  workers   {crowded}")
         if self.ranks.size > 1:
             share = config.batch_size // self.ranks.size
             lines.append(f"  processes {self.ranks.size}, each {share} of the {config.batch_size} images of a batch")

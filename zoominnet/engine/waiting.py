@@ -25,6 +25,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def more_than_cores(workers: int) -> str | None:
+    """What there is to say of so many workers of a loader; None where each can have a core."""
+    if workers <= (cores := usable_cores()):
+        return None
+    return f"{workers} on {cores} core{'s' * (cores > 1)}: they take turns, so --workers {cores} may be as fast"
+
+
 class Waiting:
     """Measures the waiting of a phase's loop for its batches, and has advice where it is long.
 
